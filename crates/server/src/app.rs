@@ -1,0 +1,179 @@
+//! What handlers and workers share.
+
+use std::collections::{BTreeMap, HashSet};
+use std::future::Future;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use casemate_chain::Chain;
+use casemate_kms::RootKeys;
+use casemate_types::env::EnvVar;
+use casemate_types::ids::AppId;
+use tokio::sync::Notify;
+
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::driver::{DynDriver, GuestKeys, NodeFacts};
+use crate::http::streams::Streams;
+use crate::http::view::Stills;
+use crate::store::Store;
+
+/// The server's shared parts. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+/// The parts themselves.
+pub struct Parts {
+    /// What is kept.
+    pub store: Store,
+    /// Time and chance.
+    pub clock: Clock,
+    /// The embedded key service.
+    pub kms: Arc<RootKeys>,
+    /// Where CVMs can run, by number.
+    pub nodes: BTreeMap<i64, Node>,
+    /// Secret of this store, for signed log URLs and commit tokens.
+    pub secret: [u8; 32],
+    /// What the operator decided.
+    pub config: Config,
+    /// Views of CVMs, as far as they do not move.
+    pub stills: Stills,
+    /// Public keys of apps, to seal environments for them: deriving one takes longer than answering a request.
+    pub env_keys: Cache<AppId, [u8; 32]>,
+    /// Answers that are still being written.
+    pub streams: Streams,
+    /// The chain that contract-owned key services are on, if there is one.
+    pub chain: Option<Arc<dyn Chain>>,
+    /// What only one request at a time may do.
+    pub turns: Turns,
+    wake: Notify,
+}
+
+/// A node and the driver that reaches it.
+#[derive(Clone)]
+pub struct Node {
+    /// What it reported when it was added.
+    pub facts: NodeFacts,
+    /// How it is reached.
+    pub driver: DynDriver,
+    /// Set for a simulated node whose faults may be planned from outside.
+    pub faults: Option<Arc<dyn crate::driver::fault::Plan>>,
+}
+
+/// A node to be added to an app.
+pub struct NewNode {
+    /// How it is reached.
+    pub driver: DynDriver,
+    /// See [`Node`].
+    pub faults: Option<Arc<dyn crate::driver::fault::Plan>>,
+}
+
+/// Bytes of keys of apps that are remembered for certain: those of 16,000.
+const ENV_KEYS: usize = 2 * 1024 * 1024;
+
+impl App {
+    /// Puts the parts together: asks each node what it is and gives it its number.
+    pub async fn start(
+        store: Store,
+        clock: Clock,
+        kms: Arc<RootKeys>,
+        nodes: Vec<NewNode>,
+        config: Config,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Self::start_with(store, clock, kms, nodes, config, None).await
+    }
+
+    /// As [`App::start`], with a chain that can be asked about contract-owned key services.
+    pub async fn start_with(
+        store: Store,
+        clock: Clock,
+        kms: Arc<RootKeys>,
+        nodes: Vec<NewNode>,
+        config: Config,
+        chain: Option<Arc<dyn Chain>>,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let secret = store.setting_ensure("secret", clock.random::<32>().to_vec()).await?;
+        let secret = secret.try_into().map_err(|_| "the store's secret has not 32 bytes")?;
+        let mut numbered = BTreeMap::new();
+        for NewNode { driver, faults } in nodes {
+            let facts = driver.describe().await?;
+            let id = store.node_ensure(facts.clone()).await?;
+            numbered.insert(id, Node { facts, driver, faults });
+        }
+        let parts = Parts {
+            store,
+            clock,
+            kms,
+            nodes: numbered,
+            secret,
+            config,
+            chain,
+            stills: Stills::default(),
+            env_keys: Cache::new(ENV_KEYS),
+            streams: Streams::default(),
+            turns: Turns::default(),
+            wake: Notify::new(),
+        };
+        Ok(Self(Arc::new(parts)))
+    }
+
+    /// The node with this number, if the configuration still names it.
+    pub fn node(&self, id: i64) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// There may be work.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Ends when there may be work.
+    pub fn woken(&self) -> impl Future<Output = ()> + '_ {
+        self.wake.notified()
+    }
+}
+
+impl Deref for App {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// Things that only one request at a time may do, by name. Forgotten when the process ends, as the requests are.
+#[derive(Clone, Default)]
+pub struct Turns(Arc<Mutex<HashSet<Vec<u8>>>>);
+
+/// Somebody's turn; it ends when this is dropped.
+pub struct Turn {
+    turns: Turns,
+    name: Vec<u8>,
+}
+
+impl Turns {
+    /// The turn at `name`, unless somebody has it.
+    pub fn take(&self, name: &[u8]) -> Option<Turn> {
+        let fresh = self.names().insert(name.to_vec());
+        fresh.then(|| Turn { turns: self.clone(), name: name.to_vec() })
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashSet<Vec<u8>>> {
+        self.0.lock().expect("nothing panics while holding it")
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.turns.names().remove(&self.name);
+    }
+}
+
+/// The channel by which guests on local nodes get their secrets.
+pub struct LocalKeys(pub Arc<RootKeys>);
+
+impl GuestKeys for LocalKeys {
+    fn unseal(&self, app: &AppId, blob: &[u8]) -> Result<Vec<EnvVar>, String> {
+        self.0.unseal_env(app, blob).map_err(|error| error.to_string())
+    }
+}

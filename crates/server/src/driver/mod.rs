@@ -1,0 +1,315 @@
+//! What every driver promises, and what the rest of the server may rely on.
+//!
+//! A call states a target and the generation it belongs to. It may be repeated; a call for an older generation is refused
+//! as [`Error::Stale`]. Within a generation the order is staged < stopped < applied < started, and a call for a stage already
+//! passed changes nothing: a late worker of the same operation is harmless. A machine is entirely old or entirely new.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use casemate_types::env::EnvVar;
+use casemate_types::ids::{AppId, ComposeHash, InstanceId, VmUuid};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::cvm::spec::{Booking, Spec};
+
+pub mod fault;
+pub mod remote;
+pub mod sim;
+
+/// The machine a call is for, and the operation it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct At {
+    /// The machine.
+    pub vm: VmUuid,
+    /// Operation number of the CVM. A node refuses a lower one than it has seen.
+    pub generation: u64,
+}
+
+/// A machine as it should be: the spec and what surrounds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Name of the CVM when this was asked for.
+    pub name: String,
+    /// Identity under which the guest gets its keys.
+    pub app_id: AppId,
+    /// Identity of this machine within the app.
+    pub instance_id: InstanceId,
+    /// Number of the spec.
+    pub revision: u64,
+    /// The spec itself.
+    pub spec: Spec,
+}
+
+/// How a machine is brought down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stop {
+    /// Ask the guest and wait up to `timeout`.
+    Graceful {
+        /// How long the guest may take.
+        timeout: Duration,
+        /// What happens then.
+        then: AfterTimeout,
+    },
+    /// Cut the power.
+    Force,
+}
+
+/// What a graceful stop does when the guest takes too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AfterTimeout {
+    /// Cut the power.
+    Force,
+    /// Leave the machine as it is and say so.
+    GiveUp,
+}
+
+/// How a stop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stopped {
+    /// The machine is off (now, or before the call).
+    Off,
+    /// The guest did not go down in time and was left alone.
+    StillRunning,
+}
+
+/// Abilities that not every kind of node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abilities {
+    /// A machine can get a new instance id and keep its data.
+    pub new_instance_id: bool,
+    /// The node itself refuses calls of an older generation.
+    pub fence: bool,
+}
+
+/// Why a call did not do what it was asked. Three kinds, since three things can be done about it, and `Stale`, which ends
+/// the caller.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum Error {
+    /// The node says no and will say no again. Nothing was changed by this call.
+    #[error("the node refused: {0}")]
+    Refused(String),
+    /// The machine was started and its guest reports that it cannot come up.
+    #[error("the machine does not boot: {0}")]
+    BootFailed(String),
+    /// No answer. The call may have taken effect.
+    #[error("the node is not reachable: {0}")]
+    Unreachable(String),
+    /// A newer operation has been here.
+    #[error("generation {seen} has been here")]
+    Stale {
+        /// The highest generation that the node has seen.
+        seen: u64,
+    },
+}
+
+/// Outcome of a driver call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An engine that runs machines on one node. See the module for what calls promise.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// The kind of engine: `sim`, `qemu`, `dstack`.
+    fn kind(&self) -> &'static str;
+
+    /// What this node can do.
+    fn abilities(&self) -> Abilities;
+
+    /// How long a machine may take from start to "done" before it counts as one that does not boot.
+    fn boot_deadline(&self) -> Duration;
+
+    /// How often it is worth asking a booting machine how far it is.
+    fn poll_interval(&self) -> Duration;
+
+    /// Capacity, images and identity of the node.
+    async fn describe(&self) -> Result<NodeFacts>;
+
+    /// Everything that can fail without touching the running machine: image present, room, files in place.
+    async fn ensure_staged(&self, at: At, machine: &Machine) -> Result<()>;
+
+    /// The machine is off. An absent machine is off.
+    async fn ensure_stopped(&self, at: At, how: Stop) -> Result<Stopped>;
+
+    /// The (stopped) machine has this spec. Creates it when it does not exist.
+    async fn ensure_applied(&self, at: At, machine: &Machine) -> Result<()>;
+
+    /// The machine is on. Returning does not mean that the guest is up: `observe` tells.
+    async fn ensure_started(&self, at: At) -> Result<()>;
+
+    /// The machine and its disk are gone.
+    async fn ensure_absent(&self, at: At) -> Result<()>;
+
+    /// What the node sees of these machines, computed from what it holds. Absent machines are left out.
+    async fn observe(&self, machines: &[VmUuid]) -> Result<Vec<Observed>>;
+
+    /// Every machine on the node, also those nobody here knows.
+    async fn inventory(&self) -> Result<Vec<Observed>>;
+
+    /// Lines of one log of a machine, oldest first.
+    async fn logs(&self, machine: VmUuid, channel: &LogChannel) -> Result<Vec<LogLine>>;
+}
+
+/// What the node itself reports of a machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Observed {
+    /// The machine.
+    pub vm: VmUuid,
+    /// Is it on, and how far is the guest?
+    pub guest: Guest,
+    /// How often it was started.
+    pub boot_count: u64,
+    /// The highest generation that reached the node.
+    pub generation: u64,
+    /// Number of the applied spec.
+    pub revision: u64,
+    /// SHA-256 of the compose text that the node holds, computed there.
+    pub compose_hash: ComposeHash,
+    /// Instance id that the guest uses.
+    pub instance_id: InstanceId,
+    /// Size of the machine.
+    pub size: Booking,
+    /// OS image.
+    pub image: String,
+    /// SHA-256 of the user config that the node holds.
+    #[serde(with = "crate::cvm::spec::hex_bytes")]
+    pub user_config_sha256: Option<[u8; 32]>,
+    /// SHA-256 of the ciphertext that the node holds.
+    #[serde(with = "crate::cvm::spec::hex_bytes")]
+    pub encrypted_env_sha256: Option<[u8; 32]>,
+    /// Names of the variables that the guest could open and that the compose file allows, sorted.
+    pub env_keys: Vec<String>,
+    /// Flags read from the compose text on the node.
+    pub public_logs: bool,
+    /// As above.
+    pub public_sysinfo: bool,
+    /// As above.
+    pub public_tcbinfo: bool,
+    /// When the machine was last started.
+    pub started_at: Option<Timestamp>,
+    /// When the machine last went down.
+    pub stopped_at: Option<Timestamp>,
+    /// How it last went down.
+    pub last_stop: Option<LastStop>,
+    /// Milliseconds from the last power-off to the guest's "done".
+    pub last_downtime_ms: Option<u64>,
+    /// What is running inside, while the guest is up.
+    pub containers: Vec<Container>,
+}
+
+/// Power and boot state of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Guest {
+    /// Powered off by a call.
+    Off,
+    /// On, not done booting.
+    Booting {
+        /// Where it is, in the guest's words.
+        progress: String,
+    },
+    /// The guest reported "done".
+    Done,
+    /// The guest reported that it cannot boot. The machine may be on or off.
+    Failed {
+        /// The guest's words.
+        error: String,
+    },
+    /// It went down by itself.
+    Exited,
+}
+
+/// How a machine last went down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LastStop {
+    /// The guest shut itself down when asked.
+    Graceful,
+    /// The power was cut.
+    Forced,
+    /// Nobody asked.
+    Crashed,
+}
+
+/// A container inside a running guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Service name of the compose file.
+    pub service: String,
+    /// Image reference.
+    pub image: String,
+}
+
+/// Which log of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogChannel {
+    /// The serial console: firmware, kernel, boot steps.
+    Serial,
+    /// Standard output of the hypervisor's process.
+    Stdout,
+    /// Standard error of the hypervisor's process.
+    Stderr,
+    /// One service of the compose file.
+    Container(String),
+}
+
+/// One line of a log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// When it was written.
+    pub at: Timestamp,
+    /// Written to standard error?
+    pub stderr: bool,
+    /// The line, without its end.
+    pub text: String,
+}
+
+/// What a node tells about itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Unique name.
+    pub name: String,
+    /// Region identifier.
+    pub region: String,
+    /// 32 bytes in hex: SHA-256 of the platform id.
+    pub device_id: String,
+    /// Version of the engine.
+    pub version: String,
+    /// Everything that can be booked.
+    pub capacity: Booking,
+    /// Product name of its graphics cards, if it has any.
+    pub gpu_product: Option<String>,
+    /// OS images on the node.
+    pub images: Vec<Image>,
+}
+
+/// An OS image on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// For example `dstack-0.5.5`.
+    pub name: String,
+    /// Three or four numbers.
+    pub version: Vec<u32>,
+    /// A development image opens a terminal and is not for production.
+    pub is_dev: bool,
+    /// SHA-256 of the image's digest list, in hex.
+    pub os_image_hash: String,
+    /// Only for machines with graphics cards.
+    pub requires_gpu: bool,
+}
+
+impl Image {
+    /// `<name>-<first 8 hex digits of the hash>`.
+    pub fn slug(&self) -> String {
+        format!("{}-{}", self.name, self.os_image_hash.get(..8).unwrap_or(&self.os_image_hash))
+    }
+}
+
+/// How a guest on a local node gets its secrets: the driver's own channel to the key service.
+pub trait GuestKeys: Send + Sync {
+    /// The variables inside `blob`, for a guest of `app`.
+    fn unseal(&self, app: &AppId, blob: &[u8]) -> std::result::Result<Vec<EnvVar>, String>;
+}
+
+/// A shared driver.
+pub type DynDriver = Arc<dyn Driver>;

@@ -1,0 +1,133 @@
+//! What a guest makes of the configuration that it finds.
+
+use std::sync::Arc;
+
+use casemate_types::compose::{ComposeDoc, Service};
+use casemate_types::ids::{ComposeHash, VmUuid};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::faults::Faults;
+use super::node::Site;
+use crate::cvm::spec::{Spec, sha256};
+use crate::driver::fault::Fault;
+use crate::driver::{Container, GuestKeys, Image, Machine, NodeFacts};
+
+/// What a guest does on its way up, each taking as long as the others.
+pub(super) const STEPS: [&str; 6] = [
+    "starting the OS image",
+    "checking the compose file",
+    "getting keys",
+    "mounting the disk",
+    "pulling container images",
+    "starting containers",
+];
+
+const OS_IMAGE: usize = 0;
+const COMPOSE_FILE: usize = 1;
+const KEYS: usize = 2;
+const CONTAINERS: usize = 5;
+
+/// Why a guest does not come up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Failure {
+    /// Index of the step that fails.
+    pub(super) step: usize,
+    /// The guest's words.
+    pub(super) error: String,
+}
+
+/// What a compose text says about the guest.
+#[derive(Default)]
+pub(super) struct Inside {
+    pub(super) public_logs: bool,
+    pub(super) public_sysinfo: bool,
+    pub(super) public_tcbinfo: bool,
+    allowed_envs: Vec<String>,
+}
+
+/// Reads a compose text as a guest does: with the guest's defaults, not with those of the API. One that cannot be read
+/// opens nothing.
+pub(super) fn read(text: &str) -> Inside {
+    let Ok(document) = ComposeDoc::parse(text) else { return Inside::default() };
+    let flag = |key, default| document.get(key).and_then(Value::as_bool).unwrap_or(default);
+    Inside {
+        public_logs: flag("public_logs", false),
+        public_sysinfo: flag("public_sysinfo", false),
+        public_tcbinfo: flag("public_tcbinfo", true),
+        allowed_envs: document.allowed_envs().into_iter().map(str::to_owned).collect(),
+    }
+}
+
+/// What runs inside once the guest is up. Nothing, if the text cannot be read.
+pub(super) fn containers(text: &str) -> Vec<Container> {
+    let services = ComposeDoc::parse(text).map(|document| document.services()).unwrap_or_default();
+    // An image that is built on the machine gets the name of its service.
+    let container =
+        |Service { name, image }| Container { image: image.unwrap_or_else(|| name.clone()), service: name };
+    services.into_iter().map(container).collect()
+}
+
+/// The image of a spec, if the node has it.
+pub(super) fn image<'a>(spec: &Spec, facts: &'a NodeFacts) -> Option<&'a Image> {
+    facts.images.iter().find(|image| image.name == spec.image)
+}
+
+/// Names of the variables that the guest can open and that its compose file allows, sorted. None of them without a
+/// way to the keys.
+pub(super) fn env_keys(
+    machine: &Machine,
+    inside: &Inside,
+    keys: Option<&dyn GuestKeys>,
+) -> Result<Vec<String>, String> {
+    let (Some(keys), Some(sealed)) = (keys, &machine.spec.sealed_env) else { return Ok(Vec::new()) };
+    let mut names: Vec<String> =
+        keys.unseal(&machine.app_id, sealed)?.iter().map(|var| var.key.clone()).collect();
+    names.retain(|name| inside.allowed_envs.contains(name));
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+/// How a boot of this machine goes, if it is turned on now.
+pub(super) fn boot(vm: VmUuid, machine: &Machine, site: &Site<'_>, faults: &mut Faults) -> Option<Failure> {
+    let fails = |step, error| Some(Failure { step, error });
+    let spec = &machine.spec;
+    if image(spec, site.facts).is_none() {
+        return fails(OS_IMAGE, format!("OS image `{}` is not on the node", spec.image));
+    }
+    let (found, asked) = (ComposeHash::from(sha256(spec.compose.text.as_bytes())), spec.compose.hash);
+    if found != asked {
+        return fails(COMPOSE_FILE, format!("the compose file hashes to {found}, not to {asked}"));
+    }
+    let names = match env_keys(machine, &read(&spec.compose.text), site.keys) {
+        Ok(names) => names,
+        Err(error) => return fails(KEYS, format!("the encrypted environment cannot be opened: {error}")),
+    };
+    let planned = faults.strike(&[vm], |fault| {
+        let Fault::BootFail { image, env } = fault else { return None };
+        let meant = image.as_ref().is_none_or(|image| *image == spec.image)
+            && env.as_ref().is_none_or(|env| names.contains(env));
+        meant.then(|| match (image, env) {
+            (None, None) => "it was told not to boot".to_owned(),
+            (Some(image), None) => format!("it was told not to boot with image `{image}`"),
+            (None, Some(env)) => format!("it was told not to boot with variable `{env}`"),
+            (Some(image), Some(env)) => {
+                format!("it was told not to boot with image `{image}` and variable `{env}`")
+            }
+        })
+    });
+    planned.and_then(|error| fails(CONTAINERS, error))
+}
+
+/// Flips the lowest bit of a letter or digit in the middle of `text`. None if it has none.
+pub(super) fn flip_bit(text: &mut Arc<str>) -> Option<()> {
+    let suits = |(_, c): &(usize, char)| c.is_ascii_alphanumeric();
+    let (middle, mut letters) = (text.len() / 2, text.char_indices().filter(suits).peekable());
+    let first = *letters.peek()?;
+    let (index, letter) = letters.find(|(index, _)| *index >= middle).unwrap_or(first);
+    let (before, after) = (text.get(..index)?, text.get(index + 1..)?);
+    let flipped = char::from(u8::try_from(letter).ok()? ^ 1);
+    *text = format!("{before}{flipped}{after}").into();
+    Some(())
+}

@@ -1,0 +1,52 @@
+//! `GET /audit`: what happened in a workspace, and who did it.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use casemate_types::wire;
+
+use super::error::answer;
+use super::extract::{Caller, Params};
+use crate::app::App;
+use crate::error::Result;
+use crate::store::{Event, Of};
+
+/// Read the audit trail
+///
+/// Everything that happened in the workspace, oldest first. A reader that comes back with the number of the last event it
+/// read misses nothing. 410 if events after that number are no longer kept.
+#[utoipa::path(get, path = "/audit", tag = "operations",
+    params(
+        ("after" = Option<u64>, Query, description = "Only events with a higher number."),
+        ("limit" = Option<u64>, Query, description = "At most so many; 100 unless given.", minimum = 1, maximum = 1000),
+    ),
+    responses((status = 200, description = "The events", body = wire::AuditPage)))]
+pub async fn audit_list(State(app): State<App>, caller: Caller, params: Params) -> Result<Response> {
+    let after = params.number("after", 0, i64::MAX as u64)?.unwrap_or(0);
+    let after = i64::try_from(after).expect("bounded above");
+    let limit = usize::try_from(params.number("limit", 1, 1000)?.unwrap_or(100)).expect("bounded above");
+    let mut events = app.store.events(caller.actor.workspace_id, Of::Workspace, after, limit + 1)?;
+    let more = events.len() > limit;
+    events.truncate(limit);
+    let next_cursor = events.last().filter(|_| more).map(|event| event.seq.to_string());
+    let items = events.iter().map(event).collect();
+    Ok(answer(StatusCode::OK, &wire::AuditPage { items, next_cursor }))
+}
+
+/// An event as the wire shows it.
+pub fn event(event: &Event) -> wire::AuditEvent {
+    let details = event.data.as_deref().and_then(|text| serde_json::from_str(text).ok());
+    wire::AuditEvent {
+        seq: event.seq.unsigned_abs(),
+        at: event.at,
+        kind: event.kind.clone(),
+        cvm_id: event.cvm.clone(),
+        correlation_id: event.op,
+        actor: event.username.clone(),
+        key_id: event.key.clone(),
+        request_id: event.request_id.clone(),
+        revision_before: event.before_rev,
+        revision_after: event.after_rev,
+        details: details.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,58 @@
+//! What happens to every request before and after its handler.
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Uri};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::Instrument;
+
+use super::extract::RequestId;
+use crate::app::App;
+
+/// Version of this program, in every answer: clients that find it know what they may use.
+pub const CASEMATE: HeaderName = HeaderName::from_static("x-casemate");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Names the request, logs it, and signs the answer.
+pub async fn around(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let id = format!("req_{}", app.clock.random_text(16));
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let begun = app.clock.now();
+    let span =
+        tracing::info_span!("request", id = %id, method = %request.method(), path = request.uri().path());
+    let mut response = async {
+        let response = next.run(request).await;
+        let took_ms = app.clock.now().as_millisecond() - begun.as_millisecond();
+        tracing::info!(status = response.status().as_u16(), took_ms, "answered");
+        response
+    }
+    .instrument(span)
+    .await;
+    let headers = response.headers_mut();
+    headers.insert(CASEMATE, HeaderValue::from_static(env!("CARGO_PKG_VERSION")));
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// Duplicate slashes count as one: some clients build paths by concatenation.
+pub fn collapse_slashes(mut request: axum::http::Request<Body>) -> axum::http::Request<Body> {
+    if request.uri().path().contains("//") {
+        let mut path = String::with_capacity(request.uri().path().len());
+        for letter in request.uri().path().chars() {
+            if letter != '/' || !path.ends_with('/') {
+                path.push(letter);
+            }
+        }
+        if let Some(query) = request.uri().query() {
+            path.push('?');
+            path.push_str(query);
+        }
+        if let Ok(uri) = path.parse::<Uri>() {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
+}

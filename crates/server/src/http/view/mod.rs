@@ -1,0 +1,28 @@
+//! From what is stored to what the wire shows. Nothing here changes anything.
+//!
+//! A CVM has four shapes: [`cvm()`] since 2026-01-21, [`flat`] and [`hosted`] before, and [`vm()`], with which requests that
+//! change something answer in every version.
+
+mod answer;
+mod compose;
+mod cvm;
+mod kms;
+mod logs;
+mod operation;
+mod place;
+mod telemetry;
+mod text;
+mod vm;
+
+pub use answer::{BasicAnswer, DetailAnswer, ItemAnswer, basic, detail, item};
+pub use compose::Shown;
+pub use cvm::{Detail, cvm, flat, hosted, machine_info};
+pub use kms::{KmsKind, env_public_key, kms_info, kms_kind, kms_type};
+pub use logs::{container_log_url, log_urls, signature_holds, syslog_url};
+pub use operation::operation;
+pub use place::{
+    endpoints, image_version, instance_type, node_ref, os_ref, teepod_ref, user_ref, workspace_ref,
+};
+pub use telemetry::{Guest, guest, observed, uptime};
+pub use text::{Still, Stills, Text, text};
+pub use vm::vm;

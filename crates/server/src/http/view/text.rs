@@ -1,0 +1,223 @@
+//! A CVM as JSON text. Most of it goes by the revision and by what a process never changes, and is made once.
+//!
+//! What is shown of a CVM most often is shown as text that is put together: the part that moves is written, the rest is copied.
+//! [`cvm`](super::cvm()) says what is in it; the two are held to each other by a test.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use casemate_types::ids::InstanceId;
+use casemate_types::wire;
+use jiff::Timestamp;
+use serde::{Serialize, Serializer, ser};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::cvm::progress;
+use super::{Detail, cvm, endpoints, log_urls};
+use crate::app::App;
+use crate::cache::Cache;
+use crate::cvm::state::Cvm;
+use crate::error::Result;
+
+/// A CVM from API version 2026-01-21 on, written already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text(String);
+
+impl From<Text> for String {
+    fn from(text: Text) -> Self {
+        text.0
+    }
+}
+
+impl Serialize for Text {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        let raw: &RawValue = serde_json::from_str(&self.0).map_err(ser::Error::custom)?;
+        raw.serialize(to)
+    }
+}
+
+impl PartialSchema for Text {
+    fn schema() -> RefOr<Schema> {
+        wire::Cvm::schema()
+    }
+}
+
+impl ToSchema for Text {
+    fn name() -> Cow<'static, str> {
+        wire::Cvm::name()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        wire::Cvm::schemas(schemas);
+    }
+}
+
+/// What moves: fields that change without a new revision.
+#[derive(Serialize)]
+struct Moving<'a> {
+    name: &'a str,
+    instance_id: Option<InstanceId>,
+    status: &'static str,
+    in_progress: bool,
+    progress: Option<wire::Progress>,
+    logs: wire::LogUrls,
+    listed: bool,
+    endpoints: &'a [wire::Endpoint],
+    public_urls: &'a [wire::Endpoint],
+    app_url: Option<&'a str>,
+    #[serde(with = "wire::time")]
+    updated_at: Timestamp,
+}
+
+/// Fields that many CVMs have in common.
+const SHARED: [&str; 9] = [
+    "node_info",
+    "os",
+    "kms_type",
+    "gateway",
+    "services",
+    "workspace",
+    "creator",
+    "deleted_at",
+    "project_type",
+];
+
+/// What a CVM's view keeps from one request to the next.
+pub struct Still {
+    revision: u64,
+    /// Fields of this CVM, as they stand in an object.
+    own: Box<str>,
+    /// Those of many.
+    shared: Arc<String>,
+    /// The compose document.
+    document: Box<str>,
+}
+
+/// What is remembered of views.
+pub struct Stills {
+    by_cvm: Cache<i64, Still>,
+    /// Texts that many views share, each once.
+    shared: Cache<String, String>,
+}
+
+impl Default for Stills {
+    fn default() -> Self {
+        // With the usual compose file a view weighs 2.5 KB, so more than 10,000 are remembered for certain.
+        Self { by_cvm: Cache::new(26 * 1024 * 1024), shared: Cache::new(256 * 1024) }
+    }
+}
+
+impl Stills {
+    fn shared(&self, text: String) -> Arc<String> {
+        if let Some(known) = self.shared.get(&text) {
+            return known;
+        }
+        let (weight, shared) = (2 * text.len(), Arc::new(text.clone()));
+        self.shared.put(text, Arc::clone(&shared), weight);
+        shared
+    }
+}
+
+/// A CVM, from API version 2026-01-21 on.
+///
+/// # Errors
+/// Those of the store.
+pub fn text(app: &App, cvm: &Cvm, detail: Detail) -> Result<Text> {
+    let still = still(app, cvm)?;
+    let endpoints = endpoints(app, &cvm.app_id, cvm.instance_id.as_ref());
+    let moving = Moving {
+        name: &cvm.name,
+        instance_id: cvm.instance_id,
+        status: cvm.status.as_str(),
+        in_progress: cvm.open.is_some(),
+        progress: progress(cvm),
+        logs: log_urls(app, cvm.vm_uuid),
+        listed: cvm.listed,
+        endpoints: &endpoints,
+        public_urls: &endpoints,
+        app_url: endpoints.first().map(|endpoint| endpoint.app.as_str()),
+        updated_at: cvm.updated_at,
+    };
+    // An id, a dozen of addresses and the names of the fields.
+    const MOVING: usize = 1400;
+    let length = still.own.len() + still.shared.len() + still.document.len() + MOVING;
+    let mut bytes = Vec::with_capacity(length);
+    serde_json::to_writer(&mut bytes, &moving).expect("wire types have string keys");
+    let mut text = String::from_utf8(bytes).expect("JSON is text");
+    text.pop();
+    for fields in [&*still.own, still.shared.as_str()] {
+        text.push(',');
+        text.push_str(fields);
+    }
+    match detail {
+        Detail::Whole => {
+            text.push_str(",\"compose_file\":");
+            text.push_str(&still.document);
+        }
+        Detail::Item => {
+            text.push_str(",\"hosted\":{\"app_id\":\"");
+            text.push_str(&cvm.app_id.to_string());
+            text.push_str("\"}");
+        }
+    }
+    text.push('}');
+    Ok(Text(text))
+}
+
+fn still(app: &App, of: &Cvm) -> Result<Arc<Still>> {
+    // Of the maps and pointers around a view.
+    const REST: usize = 160;
+    if let Some(still) = app.stills.by_cvm.get(&of.id).filter(|still| still.revision == of.revision) {
+        return Ok(still);
+    }
+    let spec = app.store.spec(of.id, of.revision)?;
+    let still = Arc::new(make(app, of, cvm(app, of, &spec, Detail::Whole)?));
+    let weight = still.own.len() + still.document.len() + REST;
+    app.stills.by_cvm.put(of.id, Arc::clone(&still), weight);
+    Ok(still)
+}
+
+fn make(app: &App, of: &Cvm, view: wire::Cvm) -> Still {
+    let mut fields = object(&view);
+    let document = fields.remove("compose_file").unwrap_or(Value::Null);
+    let moving = Moving {
+        name: "",
+        instance_id: None,
+        status: "",
+        in_progress: false,
+        progress: None,
+        logs: wire::LogUrls::default(),
+        listed: false,
+        endpoints: &[],
+        public_urls: &[],
+        app_url: None,
+        updated_at: of.updated_at,
+    };
+    for name in object(&moving).keys() {
+        fields.remove(name);
+    }
+    let (shared, own): (Map<_, _>, Map<_, _>) =
+        fields.into_iter().partition(|(name, _)| SHARED.contains(&name.as_str()));
+    Still {
+        revision: of.revision,
+        own: inside(own).into(),
+        shared: app.stills.shared(inside(shared)),
+        document: document.to_string().into(),
+    }
+}
+
+fn object(value: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(value) {
+        Ok(Value::Object(fields)) => fields,
+        other => unreachable!("a struct is an object: {other:?}"),
+    }
+}
+
+/// The text of an object, without its braces.
+fn inside(fields: Map<String, Value>) -> String {
+    let text = Value::Object(fields).to_string();
+    text[1..text.len() - 1].to_owned()
+}

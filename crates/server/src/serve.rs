@@ -1,0 +1,179 @@
+//! A whole server: store, workers, reconciliation and the listener, from start to a clean stop.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use axum::serve::Listener;
+use casemate_kms::RootKeys;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use crate::app::{App, NewNode};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::error::Source;
+use crate::http;
+use crate::store::{Durability, Store, WriterMode};
+use crate::workflow::worker::{NoProbe, Probe};
+use crate::workflow::{reconcile, sweep, worker};
+
+/// How long clients get to hear, with an answer, that their connection ends. Closing one at once would cut off a request that
+/// its client has just sent, and the client could not know whether it counts.
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
+
+/// How long requests in flight get to finish after the stop began.
+const LAST_REQUESTS: Duration = Duration::from_secs(3);
+
+/// A running server.
+pub struct Server {
+    /// What it is made of.
+    pub app: App,
+    /// Where it listens.
+    pub address: SocketAddr,
+    closing: CancellationToken,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    _lock: std::fs::File,
+}
+
+/// What a server needs to start.
+pub struct Start {
+    /// Data folder.
+    pub data: PathBuf,
+    /// Proof that no other process has the folder, from [`lock`].
+    pub lock: std::fs::File,
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where CVMs can run.
+    pub nodes: Vec<NewNode>,
+    /// The key service.
+    pub kms: Arc<RootKeys>,
+    /// Time and chance.
+    pub clock: Clock,
+    /// What the operator decided. `public_url` is replaced by the address where it is empty.
+    pub config: Config,
+    /// What a commit promises: [`Durability::Full`].
+    pub durability: Durability,
+}
+
+/// Opens the data folder for this process alone. The lock is held as long as the file is.
+///
+/// # Errors
+/// The folder cannot be made, or another process has it.
+pub fn lock(data: &Path) -> Result<std::fs::File, Source> {
+    make_private(data)?;
+    let file = std::fs::File::create(data.join("lock"))?;
+    match fs4::FileExt::try_lock(&file) {
+        Ok(()) => Ok(file),
+        Err(_) => Err(format!("{} is in use by another casemate", data.display()).into()),
+    }
+}
+
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    // It may have been there before, open to others.
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+}
+
+/// The store inside a data folder.
+///
+/// # Errors
+/// The file cannot be opened or is newer than this program.
+pub fn open_store(data: &Path) -> Result<Store, Source> {
+    open_store_with(data, Durability::Full)
+}
+
+fn open_store_with(data: &Path, durability: Durability) -> Result<Store, Source> {
+    Ok(Store::open(&data.join("casemate.db"), durability, WriterMode::Grouped)?)
+}
+
+/// Lets clients in until the server is closing. Whoever has connected by then is still let in, everybody else is refused.
+struct Door {
+    listener: Option<TcpListener>,
+    closing: CancellationToken,
+}
+
+impl Listener for Door {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        if let Some(listener) = &mut self.listener {
+            tokio::select! {
+                biased;
+                client = Listener::accept(listener) => return client,
+                () = self.closing.cancelled() => self.listener = None,
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.as_ref().ok_or(std::io::ErrorKind::NotConnected)?.local_addr()
+    }
+}
+
+/// The last answer on its connection.
+fn close(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+impl Server {
+    /// Starts everything and returns when the first request can be answered.
+    ///
+    /// # Errors
+    /// What keeps it from starting, for the operator to read.
+    pub async fn start(start: Start) -> Result<Self, Source> {
+        Self::start_with(start, Arc::new(NoProbe)).await
+    }
+
+    /// As [`Server::start`], with workers that a test can stop.
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn start_with(start: Start, probe: Arc<dyn Probe>) -> Result<Self, Source> {
+        let store = open_store_with(&start.data, start.durability)?;
+        store.operation_void_leases().await?;
+        let listener = TcpListener::bind(start.listen).await?;
+        let address = listener.local_addr()?;
+        let mut config = start.config;
+        if config.public_url.is_empty() {
+            config.public_url = format!("http://{address}");
+        }
+        let app = App::start(store, start.clock, start.kms, start.nodes, config).await?;
+        let (closing, stop, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(worker::run(app.clone(), probe, stop.clone()));
+        tasks.spawn(reconcile::run(app.clone(), stop.clone()));
+        tasks.spawn(sweep::run(app.clone(), stop.clone()));
+        let service = ServiceExt::<Request>::map_response(http::service(app.clone()), {
+            let closing = closing.clone();
+            move |response: Response| if closing.is_cancelled() { close(response) } else { response }
+        });
+        let (closing_door, stopping) = (closing.clone(), stop.clone());
+        tasks.spawn(async move {
+            let door = Door { listener: Some(listener), closing: closing_door };
+            let serve = axum::serve(door, tower::make::Shared::new(service));
+            let _ = serve.with_graceful_shutdown(stopping.cancelled_owned()).await;
+        });
+        tasks.close();
+        Ok(Self { app, address, closing, stop, tasks, _lock: start.lock })
+    }
+
+    /// Stops: no new request, those in flight are answered, work goes on where it is after the next start.
+    pub async fn stop(self) {
+        self.closing.cancel();
+        self.app.clock.sleep(LAST_ANSWERS).await;
+        self.stop.cancel();
+        // Watchers hold their connections open for minutes; they reconnect.
+        let _ = tokio::time::timeout(LAST_REQUESTS, self.tasks.wait()).await;
+    }
+}

@@ -1,0 +1,605 @@
+//! CVMs: made, found, listed, observed.
+
+use casemate_types::ids::{AppId, ComposeHash, CvmRef, CvmUid, InstanceId, OperationId, VmUuid};
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use uuid::Uuid;
+
+use super::answers::Receipt;
+use super::events::{self, NewEvent};
+use super::operations::{Accepted, Inserted};
+use super::rows::{
+    self, CVM, Origin, const_format, insert_revision, json, millis, named, operation_by_id, time,
+};
+use super::{Error, Result, Store};
+use crate::auth::Author;
+use crate::cvm::spec::Spec;
+use crate::cvm::state::{Cvm, Power};
+use crate::driver::Observed;
+use crate::workflow::operation::{Kind, Options};
+
+/// A CVM to be made, and its app if that is new.
+#[derive(Clone, Debug)]
+pub struct NewCvm {
+    /// `cvm_…`.
+    pub uid: CvmUid,
+    /// Name of the machine on its node.
+    pub vm_uuid: VmUuid,
+    /// The tenant.
+    pub workspace_id: i64,
+    /// Identity of the app.
+    pub app_id: AppId,
+    /// `dapp_…`, used if the app is new.
+    pub app_uid: String,
+    /// Slug of the key service, used if the app is new.
+    pub kms: String,
+    /// The node that it goes to.
+    pub node_id: i64,
+    /// Unique in the workspace.
+    pub name: String,
+    /// Shown in the public directory.
+    pub listed: bool,
+    /// Its first spec.
+    pub spec: Spec,
+    /// The number that its app id was made from: later ones are handed out after it.
+    pub nonce: Option<u64>,
+    /// The operation that makes it.
+    pub op: OperationId,
+    /// Who asks.
+    pub author: Author,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What a [`CvmRef`] leads to.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// Nothing that the workspace may know about.
+    None,
+    /// Exactly one.
+    One(Box<Cvm>),
+    /// Several CVMs of one app.
+    SeveralOfApp,
+}
+
+/// Which CVMs a list shows.
+#[derive(Clone, Debug, Default)]
+pub struct CvmFilter {
+    /// Only on this node.
+    pub node_id: Option<i64>,
+    /// Only of this app.
+    pub app: Option<i64>,
+    /// Only with GPUs, or only without.
+    pub gpus: Option<bool>,
+    /// Only with one of these numbers of virtual processors, MB of memory, and GPUs.
+    pub sizes: Option<Vec<(u32, u32, u32)>>,
+    /// Skip so many.
+    pub offset: u64,
+    /// At most so many.
+    pub limit: u64,
+}
+
+/// Which apps a list shows: those with a live CVM that is all of this.
+#[derive(Clone, Debug, Default)]
+pub struct AppFilter {
+    /// Part of the app's or the CVM's name, of the app id, the instance id or the UUID.
+    pub search: Option<String>,
+    /// One of these statuses; none of them is any.
+    pub statuses: Vec<String>,
+    /// In the public directory, or not.
+    pub listed: Option<bool>,
+    /// This OS image.
+    pub image: Option<String>,
+    /// One of these sizes, as in [`CvmFilter`].
+    pub sizes: Option<Vec<(u32, u32, u32)>>,
+    /// One of these key services, by slug.
+    pub kms: Option<Vec<String>>,
+    /// On one of these nodes.
+    pub nodes: Option<Vec<i64>>,
+    /// Skip so many apps.
+    pub offset: u64,
+    /// At most so many apps.
+    pub limit: u64,
+}
+
+impl AppFilter {
+    /// Does every app fit?
+    fn is_open(&self) -> bool {
+        let Self { search, statuses, listed, image, sizes, kms, nodes, offset: _, limit: _ } = self;
+        search.is_none()
+            && statuses.is_empty()
+            && listed.is_none()
+            && image.is_none()
+            && sizes.is_none()
+            && kms.is_none()
+            && nodes.is_none()
+    }
+}
+
+/// What is shown of a revision in a list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RevisionInfo {
+    /// Its number.
+    pub number: u64,
+    /// Hash of its compose text.
+    pub compose_hash: ComposeHash,
+    /// Kind of the operation that made it.
+    pub cause: String,
+    /// The revision whose content it brings back.
+    pub content_of: Option<u64>,
+    /// The operation that made it.
+    pub op: OperationId,
+    /// Name of the user who made it.
+    pub username: String,
+    /// When.
+    pub created_at: Timestamp,
+}
+
+/// A revision of one of an app's CVMs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AppRevisionInfo {
+    /// Number of the CVM inside the store.
+    pub cvm_id: i64,
+    /// `cvm_…`.
+    pub cvm: CvmUid,
+    /// The machine.
+    pub vm_uuid: VmUuid,
+    /// Name of the CVM.
+    pub name: String,
+    /// The revision.
+    pub revision: RevisionInfo,
+}
+
+/// An app of a workspace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AppRow {
+    /// Number inside the store.
+    pub id: i64,
+    /// `dapp_…`.
+    pub uid: String,
+    /// Its identity.
+    pub app_id: AppId,
+    /// Its name.
+    pub name: String,
+    /// Slug of its key service.
+    pub kms: String,
+    /// Live CVMs.
+    pub cvm_count: u32,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl Store {
+    /// Stores a new CVM with its app, first revision, operation, booking and event, or none of them.
+    ///
+    /// `Constraint` with the name of what does not hold: a name in use, an app of somebody else, no room on the node.
+    pub async fn cvm_create(&self, new: NewCvm, receipt: Option<Receipt<Accepted>>) -> Result<Accepted> {
+        self.change_and_keep(receipt, move |tx| {
+            let app = ensure_app(tx, &new)?;
+            if let Some(nonce) = new.nonce {
+                let sql = "UPDATE workspace SET next_nonce = max(next_nonce, ? + 1) WHERE id = ?";
+                tx.prepare_cached(sql)?.execute(params![nonce, new.workspace_id])?;
+            }
+            let booked = new.spec.booking();
+            tx.prepare_cached(
+                "INSERT INTO cvm (uid, vm_uuid, workspace_id, user_id, app, node_id, name, listed, status, power, generation,
+                   revision, latest_revision, open_op, booked_vcpu, booked_memory_mb, booked_disk_gb, booked_gpus, created_at,
+                   updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, 1, ?, ?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                new.uid.as_str(),
+                new.vm_uuid.0,
+                new.workspace_id,
+                new.author.user_id,
+                app,
+                new.node_id,
+                new.name,
+                new.listed,
+                Kind::Create.status().as_str(),
+                Power::On.as_str(),
+                new.op.0,
+                booked.vcpu,
+                booked.memory_mb,
+                booked.disk_gb,
+                booked.gpus,
+                millis(new.at),
+                millis(new.at),
+            ])
+            .map_err(named)?;
+            let cvm_id = tx.last_insert_rowid();
+            let origin = Origin {
+                cause: Kind::Create.as_str(),
+                content_of: None,
+                user_id: new.author.user_id,
+                op: new.op,
+                at: new.at,
+            };
+            insert_revision(tx, cvm_id, 1, &new.spec, &origin)?;
+            let operation = Inserted {
+                id: new.op,
+                cvm_id,
+                generation: 1,
+                kind: Kind::Create,
+                steps: Kind::Create.steps(Power::On),
+                target: 1,
+                previous: 1,
+                options: &Options::default(),
+                diff: &[],
+                user_id: new.author.user_id,
+                at: new.at,
+            };
+            operation.insert(tx)?;
+            let operation = operation_by_id(tx, new.op)?;
+            let cvm = rows::cvm_by_id(tx, cvm_id)?;
+            let event = NewEvent {
+                author: Some(&new.author),
+                after_rev: Some(1),
+                ..NewEvent::of_operation("operation.accepted", &cvm, &operation, new.at)
+            };
+            let seq = events::append(tx, &event)?;
+            Ok((Accepted { operation, cvm }, seq))
+        })
+        .await
+    }
+
+    /// The CVM that `reference` means to a workspace.
+    pub fn cvm_find(&self, workspace_id: i64, reference: &CvmRef) -> Result<Found> {
+        self.read(|connection| {
+            let one = |condition: &str, value: &dyn rusqlite::ToSql| -> Result<Found> {
+                let tail =
+                    format!("WHERE {condition} AND c.workspace_id = ? AND c.deleted_at IS NULL LIMIT 2");
+                let mut statement = connection.prepare_cached(&const_format(CVM, &tail))?;
+                let mut found = statement.query(params![value, workspace_id])?;
+                let Some(row) = found.next()? else { return Ok(Found::None) };
+                let cvm = rows::cvm(row)?;
+                match found.next()? {
+                    None => Ok(Found::One(Box::new(cvm))),
+                    Some(_) => Ok(Found::SeveralOfApp),
+                }
+            };
+            let by_app = |id: &[u8; 20]| one("c.app = (SELECT id FROM app WHERE app_id = ?)", id);
+            match reference {
+                CvmRef::Uuid(id) => one("c.vm_uuid = ?", &id.0),
+                CvmRef::Uid(uid) => one("c.uid = ?", &uid.as_str()),
+                CvmRef::Number(number) => one("c.id = ?", number),
+                CvmRef::Name(name) => one("c.name = ?", name),
+                CvmRef::Instance(id) => one("c.instance_id = ?", &id.0),
+                CvmRef::App(id) => by_app(&id.0),
+                CvmRef::AppOrInstance(id) => match by_app(id)? {
+                    Found::None => one("c.instance_id = ?", id),
+                    found => Ok(found),
+                },
+            }
+        })
+    }
+
+    /// A live CVM by its number.
+    pub fn cvm(&self, id: i64) -> Result<Cvm> {
+        self.read(|connection| rows::cvm_by_id(connection, id))
+    }
+
+    /// `cvm_…` of a CVM, also of a deleted one.
+    pub fn cvm_uid(&self, id: i64) -> Result<CvmUid> {
+        self.read(|connection| {
+            let sql = "SELECT uid FROM cvm WHERE id = ?";
+            let found =
+                connection.prepare_cached(sql)?.query_row([id], |row| row.get::<_, String>(0)).optional()?;
+            rows::uid(&found.ok_or(Error::Missing)?)
+        })
+    }
+
+    /// The spec of one revision of a CVM.
+    pub fn spec(&self, cvm_id: i64, revision: u64) -> Result<Spec> {
+        self.read(|connection| rows::spec(connection, cvm_id, revision))
+    }
+
+    /// Live CVMs of a workspace, newest first, and how many there are in all.
+    pub fn cvms(&self, workspace_id: i64, filter: &CvmFilter) -> Result<(Vec<Cvm>, u64)> {
+        self.read(|connection| {
+            let sizes = filter.sizes.as_ref().map(json);
+            let condition = format!(
+                "c.workspace_id = ?1 AND c.deleted_at IS NULL AND (?2 IS NULL OR c.node_id = ?2) AND (?3 IS NULL OR c.app = ?3)
+                 AND (?4 IS NULL OR (c.booked_gpus > 0) = ?4) AND (?5 IS NULL OR {})",
+                has_size("?5")
+            );
+            let values = params![workspace_id, filter.node_id, filter.app, filter.gpus, sizes];
+            let total = match filter {
+                CvmFilter { node_id: None, app: None, gpus: None, sizes: None, .. } => connection
+                    .prepare_cached("SELECT cvm_count FROM workspace WHERE id = ?")?
+                    .query_row([workspace_id], |row| row.get(0))?,
+                _ => {
+                    let sql = format!("SELECT count(*) FROM cvm c WHERE {condition}");
+                    connection.prepare_cached(&sql)?.query_row(values, |row| row.get(0))?
+                }
+            };
+            let tail = format!("WHERE {condition} ORDER BY c.id DESC LIMIT ?6 OFFSET ?7");
+            let mut statement = connection.prepare_cached(&const_format(CVM, &tail))?;
+            let mut found = statement.query(params![
+                workspace_id,
+                filter.node_id,
+                filter.app,
+                filter.gpus,
+                sizes,
+                filter.limit,
+                filter.offset
+            ])?;
+            Ok((collect(&mut found)?, total))
+        })
+    }
+
+    /// The CVMs of a workspace among these machines.
+    pub fn cvms_by_uuid(&self, workspace_id: i64, machines: &[VmUuid]) -> Result<Vec<Cvm>> {
+        self.read(|connection| {
+            let marks = vec!["?"; machines.len()].join(",");
+            let tail =
+                format!("WHERE c.vm_uuid IN ({marks}) AND c.workspace_id = ? AND c.deleted_at IS NULL");
+            let mut statement = connection.prepare(&const_format(CVM, &tail))?;
+            let mut values: Vec<rusqlite::types::Value> =
+                machines.iter().map(|id| rusqlite::types::Value::Blob(id.0.as_bytes().to_vec())).collect();
+            values.push(workspace_id.into());
+            let mut found = statement.query(params_from_iter(values))?;
+            collect(&mut found)
+        })
+    }
+
+    /// All live CVMs on a node.
+    pub fn cvms_on_node(&self, node_id: i64) -> Result<Vec<Cvm>> {
+        self.read(|connection| {
+            let sql = const_format(CVM, "WHERE c.node_id = ? AND c.deleted_at IS NULL");
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = statement.query([node_id])?;
+            collect(&mut found)
+        })
+    }
+
+    /// The app with this identity in a workspace.
+    pub fn app(&self, workspace_id: i64, app_id: &AppId) -> Result<AppRow> {
+        self.read(|connection| {
+            let sql = format!("{APP} WHERE app_id = ? AND workspace_id = ?");
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = statement.query(params![app_id.0, workspace_id])?;
+            found.next()?.map_or(Err(Error::Missing), app)
+        })
+    }
+
+    /// Apps of a workspace that have a live CVM, newest first, and how many there are in all.
+    pub fn apps(&self, workspace_id: i64, filter: &AppFilter) -> Result<(Vec<AppRow>, u64)> {
+        if filter.is_open() {
+            return self.all_apps(workspace_id, filter);
+        }
+        self.read(|connection| {
+            let list = |condition: bool, value: String| condition.then_some(value);
+            let search = filter.search.as_deref().unwrap_or_default();
+            let like = format!("%{}%", search.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
+            // Ids are compared without what may surround and divide their digits.
+            let digits = search.trim_start_matches("app_").trim_start_matches("instance_").trim_start_matches("0x");
+            let digits = digits.replace('-', "");
+            let is_hex = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let condition = format!(
+                "a.workspace_id = ?1 AND a.cvm_count > 0 AND (?2 IS NULL OR a.kms IN (SELECT value FROM json_each(?2)))
+                 AND EXISTS (SELECT 1 FROM cvm c WHERE c.app = a.id AND c.deleted_at IS NULL
+                   AND (?3 IS NULL OR c.status IN (SELECT value FROM json_each(?3)))
+                   AND (?4 IS NULL OR c.listed = ?4)
+                   AND (?5 IS NULL OR c.node_id IN (SELECT value FROM json_each(?5)))
+                   AND (?6 IS NULL OR {})
+                   AND (?7 IS NULL OR (SELECT r.image FROM revision r WHERE r.cvm_id = c.id AND r.number = c.revision) = ?7)
+                   AND (?8 IS NULL OR c.name LIKE ?8 ESCAPE '\\' OR a.name LIKE ?8 ESCAPE '\\' OR (?9 IS NOT NULL AND (
+                     instr(hex(a.app_id), ?9) OR instr(hex(c.vm_uuid), ?9) OR instr(hex(c.instance_id), ?9)))))",
+                has_size("?6")
+            );
+            let values = params![
+                workspace_id,
+                filter.kms.as_ref().map(json),
+                list(!filter.statuses.is_empty(), json(&filter.statuses)),
+                filter.listed,
+                filter.nodes.as_ref().map(json),
+                filter.sizes.as_ref().map(json),
+                filter.image,
+                list(!search.is_empty(), like),
+                list(is_hex, digits.to_uppercase()),
+            ];
+            let sql = format!("SELECT count(*) FROM app a WHERE {condition}");
+            let total = connection.prepare_cached(&sql)?.query_row(values, |row| row.get(0))?;
+            // SQLite has no third kind of parameter: both are numbers of ours.
+            let (limit, offset) = (filter.limit, filter.offset);
+            let sql = format!("{APP} a WHERE {condition} ORDER BY id DESC LIMIT {limit} OFFSET {offset}");
+            let mut statement = connection.prepare(&sql)?;
+            Ok((apps(&mut statement.query(values)?)?, total))
+        })
+    }
+
+    /// The same without a filter: the count is kept, and the index leads to the page.
+    fn all_apps(&self, workspace_id: i64, filter: &AppFilter) -> Result<(Vec<AppRow>, u64)> {
+        self.read(|connection| {
+            let total = connection
+                .prepare_cached("SELECT app_count FROM workspace WHERE id = ?")?
+                .query_row([workspace_id], |row| row.get(0))?;
+            let sql =
+                format!("{APP} WHERE workspace_id = ? AND cvm_count > 0 ORDER BY id DESC LIMIT ? OFFSET ?");
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = statement.query(params![workspace_id, filter.limit, filter.offset])?;
+            Ok((apps(&mut found)?, total))
+        })
+    }
+
+    /// The live CVM of a machine, whoever asks.
+    pub fn cvm_of_machine(&self, machine: VmUuid) -> Result<Cvm> {
+        self.read(|connection| {
+            let sql = const_format(CVM, "WHERE c.vm_uuid = ? AND c.deleted_at IS NULL");
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = statement.query([machine.0])?;
+            found.next()?.map_or(Err(Error::Missing), rows::cvm)
+        })
+    }
+
+    /// The revisions of a CVM, newest first.
+    pub fn revisions(&self, cvm_id: i64) -> Result<Vec<RevisionInfo>> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT r.number, r.compose_hash, r.cause, r.content_of, r.op, u.username, r.created_at
+                 FROM revision r JOIN user u ON u.id = r.user_id WHERE r.cvm_id = ? ORDER BY r.number DESC",
+            )?;
+            let mut found = statement.query([cvm_id])?;
+            let mut revisions = Vec::new();
+            while let Some(row) = found.next()? {
+                revisions.push(revision_info(row, 0)?);
+            }
+            Ok(revisions)
+        })
+    }
+
+    /// Stores the instance id that the node reports of a machine. `Changed` if the record moved since it had `expected`,
+    /// `OperationOpen` while an operation is at work.
+    pub async fn cvm_instance_id(
+        &self,
+        cvm_id: i64,
+        expected: u64,
+        id: InstanceId,
+        author: Author,
+        at: Timestamp,
+    ) -> Result<()> {
+        self.change(move |tx| {
+            let cvm = rows::cvm_by_id(tx, cvm_id)?;
+            if cvm.open.is_some() {
+                return Err(Error::OperationOpen);
+            }
+            if cvm.generation != expected {
+                return Err(Error::Changed);
+            }
+            tx.prepare_cached("UPDATE cvm SET instance_id = ?, updated_at = ? WHERE id = ?")?
+                .execute(params![id.0, millis(at), cvm_id])
+                .map_err(named)?;
+            let event = NewEvent {
+                cvm_id: Some(cvm_id),
+                author: Some(&author),
+                note: Some(id.to_string()),
+                ..NewEvent::of_workspace("cvm.instance_id", cvm.workspace_id, at)
+            };
+            Ok(((), events::append(tx, &event)?))
+        })
+        .await
+    }
+
+    /// Revisions of an app's live CVMs, newest first, and how many there are in all; only `one` of a CVM if that is given.
+    pub fn app_revisions(
+        &self,
+        app: i64,
+        one: Option<(i64, u64)>,
+        offset: u64,
+        limit: u64,
+    ) -> Result<(Vec<AppRevisionInfo>, u64)> {
+        self.read(|connection| {
+            let (cvm_id, number) = one.unzip();
+            let from = "FROM revision r JOIN cvm c ON c.id = r.cvm_id JOIN user u ON u.id = r.user_id
+              WHERE c.app = ?1 AND c.deleted_at IS NULL AND (?2 IS NULL OR (c.id = ?2 AND r.number = ?3))";
+            let total = connection
+                .prepare_cached(&format!("SELECT count(*) {from}"))?
+                .query_row(params![app, cvm_id, number], |row| row.get(0))?;
+            let sql = format!(
+                "SELECT c.id, c.uid, c.vm_uuid, c.name, r.number, r.compose_hash, r.cause, r.content_of, r.op, u.username,
+                   r.created_at {from} ORDER BY r.created_at DESC, c.id DESC, r.number DESC LIMIT ?4 OFFSET ?5"
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = statement.query(params![app, cvm_id, number, limit, offset])?;
+            let mut revisions = Vec::new();
+            while let Some(row) = found.next()? {
+                revisions.push(AppRevisionInfo {
+                    cvm_id: row.get(0)?,
+                    cvm: rows::uid(&row.get::<_, String>(1)?)?,
+                    vm_uuid: VmUuid(row.get(2)?),
+                    name: row.get(3)?,
+                    revision: revision_info(row, 4)?,
+                });
+            }
+            Ok((revisions, total))
+        })
+    }
+
+    /// Stores what the node reported of a machine, if nothing was accepted for it since. It changes nothing that is desired.
+    pub async fn cvm_observed(&self, cvm_id: i64, generation: u64, seen: Observed) -> Result<()> {
+        self.write(move |tx| {
+            let sql = "UPDATE cvm SET observed = ? WHERE id = ? AND generation = ? AND deleted_at IS NULL";
+            tx.prepare_cached(sql)?.execute(params![json(&seen), cvm_id, generation])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+const APP: &str = "SELECT id, uid, app_id, name, kms, cvm_count, created_at FROM app";
+
+fn app(row: &Row<'_>) -> Result<AppRow> {
+    Ok(AppRow {
+        id: row.get(0)?,
+        uid: row.get(1)?,
+        app_id: AppId(row.get(2)?),
+        name: row.get(3)?,
+        kms: row.get(4)?,
+        cvm_count: row.get(5)?,
+        created_at: time(row.get(6)?)?,
+    })
+}
+
+/// A condition on `cvm c`: its current spec has one of the sizes in a JSON list of triples.
+fn has_size(parameter: &str) -> String {
+    format!(
+        "EXISTS (SELECT 1 FROM revision r JOIN json_each({parameter}) size WHERE r.cvm_id = c.id AND r.number = c.revision
+           AND r.vcpu = size.value ->> 0 AND r.memory_mb = size.value ->> 1 AND ifnull(r.gpus ->> 'count', 0) = size.value ->> 2)"
+    )
+}
+
+fn apps(found: &mut rusqlite::Rows<'_>) -> Result<Vec<AppRow>> {
+    let mut apps = Vec::new();
+    while let Some(row) = found.next()? {
+        apps.push(app(row)?);
+    }
+    Ok(apps)
+}
+
+/// A revision in the columns from `first` on.
+fn revision_info(row: &Row<'_>, first: usize) -> Result<RevisionInfo> {
+    Ok(RevisionInfo {
+        number: row.get(first)?,
+        compose_hash: ComposeHash(row.get(first + 1)?),
+        cause: row.get(first + 2)?,
+        content_of: row.get(first + 3)?,
+        op: OperationId(row.get::<_, Uuid>(first + 4)?),
+        username: row.get(first + 5)?,
+        created_at: time(row.get(first + 6)?)?,
+    })
+}
+
+fn collect(found: &mut rusqlite::Rows<'_>) -> Result<Vec<Cvm>> {
+    let mut cvms = Vec::new();
+    while let Some(row) = found.next()? {
+        cvms.push(rows::cvm(row)?);
+    }
+    Ok(cvms)
+}
+
+/// The app's number; an app id that another workspace has is refused like one that cannot be had.
+fn ensure_app(tx: &Connection, new: &NewCvm) -> Result<i64> {
+    let known = tx
+        .prepare_cached("SELECT id, workspace_id FROM app WHERE app_id = ?")?
+        .query_row([new.app_id.0], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+        .optional()?;
+    match known {
+        Some((id, workspace_id)) if workspace_id == new.workspace_id => Ok(id),
+        Some(_) => Err(Error::Constraint(super::constraint::APP_ID)),
+        None => {
+            tx.prepare_cached(
+                "INSERT INTO app (app_id, uid, workspace_id, name, kms, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                new.app_id.0,
+                new.app_uid,
+                new.workspace_id,
+                new.name,
+                new.kms,
+                millis(new.at)
+            ])
+            .map_err(named)?;
+            Ok(tx.last_insert_rowid())
+        }
+    }
+}

@@ -1,0 +1,251 @@
+-- Who: workspaces, their users, and the keys they act with.
+CREATE TABLE workspace (
+  id          INTEGER PRIMARY KEY,
+  uid         TEXT NOT NULL UNIQUE,
+  name        TEXT NOT NULL,
+  slug        TEXT NOT NULL UNIQUE,
+  next_nonce  INTEGER NOT NULL DEFAULT 0,     -- counts the app ids handed out
+  cvm_count   INTEGER NOT NULL DEFAULT 0,     -- live CVMs, kept by the triggers below
+  app_count   INTEGER NOT NULL DEFAULT 0,     -- apps with a live CVM
+  created_at  INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE user (
+  id           INTEGER PRIMARY KEY,
+  uid          TEXT NOT NULL UNIQUE,
+  workspace_id INTEGER NOT NULL REFERENCES workspace,
+  username     TEXT NOT NULL,
+  email        TEXT NOT NULL,
+  created_at   INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX user_of_workspace ON user (workspace_id);
+
+CREATE TABLE api_key (
+  id              INTEGER PRIMARY KEY,
+  uid             TEXT NOT NULL UNIQUE,
+  hash            BLOB NOT NULL UNIQUE,        -- SHA-256 of the key; the key itself is never stored
+  prefix          TEXT NOT NULL,               -- the first characters, to recognise it by
+  workspace_id    INTEGER NOT NULL REFERENCES workspace,
+  user_id         INTEGER NOT NULL REFERENCES user,
+  name            TEXT NOT NULL,
+  scopes          TEXT NOT NULL,               -- separated by spaces
+  default_version TEXT NOT NULL,
+  created_at      INTEGER NOT NULL,
+  expires_at      INTEGER,
+  revoked_at      INTEGER
+) STRICT;
+CREATE INDEX api_key_of_workspace ON api_key (workspace_id);
+
+-- Where: nodes and what is booked on them. `booked_*` always equals the sum over live CVMs: triggers keep it, the CHECK
+-- refuses what does not fit.
+CREATE TABLE node (
+  id               INTEGER PRIMARY KEY,
+  name             TEXT NOT NULL UNIQUE,
+  facts            TEXT NOT NULL,              -- JSON, as the driver reported
+  vcpu             INTEGER NOT NULL,
+  memory_mb        INTEGER NOT NULL,
+  disk_gb          INTEGER NOT NULL,
+  gpus             INTEGER NOT NULL,
+  booked_vcpu      INTEGER NOT NULL DEFAULT 0 CONSTRAINT insufficient_vcpu CHECK (booked_vcpu <= vcpu),
+  booked_memory_mb INTEGER NOT NULL DEFAULT 0 CONSTRAINT insufficient_memory CHECK (booked_memory_mb <= memory_mb),
+  booked_disk_gb   INTEGER NOT NULL DEFAULT 0 CONSTRAINT insufficient_disk CHECK (booked_disk_gb <= disk_gb),
+  booked_gpus      INTEGER NOT NULL DEFAULT 0 CONSTRAINT insufficient_gpus CHECK (booked_gpus <= gpus),
+  cvm_count        INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+-- What: apps, their CVMs, and every spec a CVM has had.
+CREATE TABLE app (
+  id           INTEGER PRIMARY KEY,
+  app_id       BLOB NOT NULL UNIQUE,           -- 20 bytes
+  uid          TEXT NOT NULL UNIQUE,
+  workspace_id INTEGER NOT NULL REFERENCES workspace,
+  name         TEXT NOT NULL,
+  kms          TEXT NOT NULL,                  -- slug of the key service
+  cvm_count    INTEGER NOT NULL DEFAULT 0,
+  created_at   INTEGER NOT NULL
+) STRICT;
+CREATE INDEX app_of_workspace ON app (workspace_id, id) WHERE cvm_count > 0;
+
+CREATE TABLE cvm (
+  id                INTEGER PRIMARY KEY AUTOINCREMENT,
+  uid               TEXT NOT NULL UNIQUE,      -- cvm_…
+  vm_uuid           BLOB NOT NULL UNIQUE,
+  workspace_id      INTEGER NOT NULL REFERENCES workspace,
+  user_id           INTEGER NOT NULL REFERENCES user,
+  app               INTEGER NOT NULL REFERENCES app,
+  node_id           INTEGER NOT NULL REFERENCES node,
+  name              TEXT NOT NULL,
+  listed            INTEGER NOT NULL,
+  instance_id       BLOB,                      -- the one that is valid now
+  status            TEXT NOT NULL,
+  power             TEXT NOT NULL,             -- desired: on, off
+  generation        INTEGER NOT NULL,
+  revision          INTEGER NOT NULL,          -- current
+  latest_revision   INTEGER NOT NULL,
+  boot_error        TEXT,
+  open_op           BLOB,                      -- the operation at work
+  booked_vcpu       INTEGER NOT NULL,
+  booked_memory_mb  INTEGER NOT NULL,
+  booked_disk_gb    INTEGER NOT NULL,
+  booked_gpus       INTEGER NOT NULL,
+  observed          TEXT,                      -- JSON: what the node last reported, never what was asked for
+  created_at        INTEGER NOT NULL,
+  updated_at        INTEGER NOT NULL,
+  deleted_at        INTEGER
+) STRICT;
+CREATE UNIQUE INDEX cvm_name ON cvm (workspace_id, name) WHERE deleted_at IS NULL;
+CREATE UNIQUE INDEX cvm_instance ON cvm (instance_id) WHERE deleted_at IS NULL AND instance_id IS NOT NULL;
+CREATE INDEX cvm_of_app ON cvm (app) WHERE deleted_at IS NULL;
+CREATE INDEX cvm_of_node ON cvm (node_id) WHERE deleted_at IS NULL;
+CREATE INDEX cvm_deleted ON cvm (deleted_at) WHERE deleted_at IS NOT NULL;
+CREATE INDEX cvm_live ON cvm (workspace_id, id) WHERE deleted_at IS NULL;
+
+CREATE TRIGGER cvm_booked AFTER INSERT ON cvm BEGIN
+  UPDATE node SET booked_vcpu = booked_vcpu + NEW.booked_vcpu, booked_memory_mb = booked_memory_mb + NEW.booked_memory_mb,
+    booked_disk_gb = booked_disk_gb + NEW.booked_disk_gb, booked_gpus = booked_gpus + NEW.booked_gpus, cvm_count = cvm_count + 1
+    WHERE id = NEW.node_id;
+  UPDATE app SET cvm_count = cvm_count + 1 WHERE id = NEW.app;
+  UPDATE workspace SET cvm_count = cvm_count + 1 WHERE id = NEW.workspace_id;
+END;
+CREATE TRIGGER cvm_rebooked AFTER UPDATE OF booked_vcpu, booked_memory_mb, booked_disk_gb, booked_gpus ON cvm
+WHEN (OLD.booked_vcpu, OLD.booked_memory_mb, OLD.booked_disk_gb, OLD.booked_gpus)
+  <> (NEW.booked_vcpu, NEW.booked_memory_mb, NEW.booked_disk_gb, NEW.booked_gpus) BEGIN
+  UPDATE node SET booked_vcpu = booked_vcpu + NEW.booked_vcpu - OLD.booked_vcpu,
+    booked_memory_mb = booked_memory_mb + NEW.booked_memory_mb - OLD.booked_memory_mb,
+    booked_disk_gb = booked_disk_gb + NEW.booked_disk_gb - OLD.booked_disk_gb,
+    booked_gpus = booked_gpus + NEW.booked_gpus - OLD.booked_gpus WHERE id = NEW.node_id;
+END;
+CREATE TRIGGER cvm_gone AFTER UPDATE OF deleted_at ON cvm WHEN OLD.deleted_at IS NULL AND NEW.deleted_at IS NOT NULL BEGIN
+  UPDATE node SET cvm_count = cvm_count - 1 WHERE id = NEW.node_id;
+  UPDATE app SET cvm_count = cvm_count - 1 WHERE id = NEW.app;
+  UPDATE workspace SET cvm_count = cvm_count - 1 WHERE id = NEW.workspace_id;
+END;
+CREATE TRIGGER app_alive AFTER UPDATE OF cvm_count ON app WHEN (OLD.cvm_count > 0) <> (NEW.cvm_count > 0) BEGIN
+  UPDATE workspace SET app_count = app_count + CASE WHEN NEW.cvm_count > 0 THEN 1 ELSE -1 END WHERE id = NEW.workspace_id;
+END;
+
+-- Long texts of a CVM's specs, each once: a revision that only changes the memory does not write the compose file again.
+CREATE TABLE body (
+  cvm_id INTEGER NOT NULL REFERENCES cvm,
+  sha256 BLOB NOT NULL,
+  bytes  BLOB NOT NULL,
+  PRIMARY KEY (cvm_id, sha256)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE revision (
+  cvm_id        INTEGER NOT NULL REFERENCES cvm,
+  number        INTEGER NOT NULL,
+  compose_hash  BLOB NOT NULL,                 -- also the key of the compose text in `body`
+  document      BLOB NOT NULL,                 -- keys in `body`, as are the next two
+  sealed_env    BLOB,
+  user_config   BLOB,
+  vcpu          INTEGER NOT NULL,
+  memory_mb     INTEGER NOT NULL,
+  disk_gb       INTEGER NOT NULL,
+  gpus          TEXT NOT NULL,                 -- JSON
+  image         TEXT NOT NULL,
+  instance_seed BLOB NOT NULL,
+  cause         TEXT NOT NULL,                 -- create, update, put_back …
+  content_of    INTEGER,                       -- the revision whose content a put-back or rollback brings back
+  user_id       INTEGER NOT NULL,
+  op            BLOB NOT NULL,
+  created_at    INTEGER NOT NULL,
+  PRIMARY KEY (cvm_id, number)
+) STRICT, WITHOUT ROWID;
+
+-- Work. A row is the whole truth about an operation; steps are part of it.
+CREATE TABLE operation (
+  id          BLOB PRIMARY KEY,
+  cvm_id      INTEGER NOT NULL REFERENCES cvm,
+  generation  INTEGER NOT NULL,
+  kind        TEXT NOT NULL,
+  status      TEXT NOT NULL CHECK (status IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
+  step        INTEGER NOT NULL,                -- index into steps
+  steps       TEXT NOT NULL,                   -- JSON
+  attempt     INTEGER NOT NULL DEFAULT 1,      -- of the present step
+  not_before  INTEGER NOT NULL,
+  lease_until INTEGER NOT NULL DEFAULT 0,
+  claim       INTEGER NOT NULL DEFAULT 0,      -- counts claims; only the holder of the newest may record
+  waiting_for TEXT,
+  target      INTEGER NOT NULL,                -- revision that it brings about
+  previous    INTEGER NOT NULL,                -- revision that was current when it was accepted
+  options     TEXT NOT NULL,                   -- JSON
+  diff        TEXT NOT NULL,                   -- JSON
+  reason      TEXT,                            -- JSON
+  put_back    BLOB,
+  ended_by    BLOB,
+  downtime_ms INTEGER,
+  user_id     INTEGER NOT NULL,
+  created_at  INTEGER NOT NULL,
+  ended_at    INTEGER
+) STRICT, WITHOUT ROWID;
+-- One at a time.
+CREATE UNIQUE INDEX operation_open ON operation (cvm_id) WHERE status IN ('queued', 'running');
+CREATE INDEX operation_due ON operation (not_before, lease_until) WHERE status IN ('queued', 'running');
+CREATE INDEX operation_of_cvm ON operation (cvm_id, id);
+
+-- What happened, in commit order.
+CREATE TABLE event (
+  seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+  workspace_id INTEGER NOT NULL,
+  cvm_id       INTEGER,
+  op           BLOB,
+  kind         TEXT NOT NULL,
+  user_id      INTEGER,
+  key_id       INTEGER,
+  request_id   TEXT,
+  before_rev   INTEGER,
+  after_rev    INTEGER,
+  at           INTEGER NOT NULL,
+  data         TEXT                            -- JSON
+) STRICT;
+CREATE INDEX event_of_op ON event (op, seq) WHERE op IS NOT NULL;
+CREATE INDEX event_of_workspace ON event (workspace_id, seq);
+
+-- What was prepared and waits for its second call.
+CREATE TABLE provision (
+  id           INTEGER PRIMARY KEY,
+  workspace_id INTEGER NOT NULL,
+  cvm_id       INTEGER,                        -- of a compose update; NULL for a CVM to be created
+  app_id       BLOB NOT NULL,
+  compose_hash BLOB NOT NULL,
+  content      TEXT NOT NULL,                  -- JSON
+  expires_at   INTEGER NOT NULL
+) STRICT;
+CREATE INDEX provision_age ON provision (expires_at);
+CREATE UNIQUE INDEX provision_key ON provision (workspace_id, ifnull(cvm_id, 0), app_id, compose_hash);
+
+CREATE TABLE approval (
+  id            BLOB PRIMARY KEY,
+  cvm_id        INTEGER NOT NULL REFERENCES cvm,
+  compose_hash  BLOB NOT NULL,
+  patch         TEXT NOT NULL,                 -- JSON, sparse, as accepted
+  base_revision INTEGER NOT NULL,
+  state         TEXT NOT NULL CHECK (state IN ('open', 'committed', 'superseded', 'expired', 'cancelled')),
+  token_hash    BLOB,                          -- only of prepare-only ones
+  op            BLOB,
+  evidence      TEXT,                          -- JSON
+  user_id       INTEGER NOT NULL,
+  created_at    INTEGER NOT NULL,
+  expires_at    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX approval_age ON approval (expires_at);
+CREATE INDEX approval_of_cvm ON approval (cvm_id, compose_hash);
+CREATE UNIQUE INDEX approval_token ON approval (token_hash) WHERE token_hash IS NOT NULL;
+
+-- Answers kept for repeated requests.
+CREATE TABLE idempotency (
+  scope   BLOB PRIMARY KEY,                    -- SHA-256 over workspace, user, method, path and key
+  request BLOB NOT NULL,                       -- SHA-256 of the body
+  status  INTEGER NOT NULL,
+  answer  TEXT NOT NULL,
+  at      INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_age ON idempotency (at);
+
+-- Single values that belong to the store.
+CREATE TABLE setting (
+  name  TEXT PRIMARY KEY,
+  value ANY NOT NULL
+) STRICT, WITHOUT ROWID;

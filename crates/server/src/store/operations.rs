@@ -1,0 +1,789 @@
+//! Operations: accepted, claimed, carried on step by step, ended.
+
+use casemate_types::ids::OperationId;
+use jiff::Timestamp;
+use rusqlite::{Connection, params};
+
+use super::answers::Receipt;
+use super::approvals::Closing;
+use super::events::{self, NewEvent};
+use super::rows::{
+    self, CVM, OPERATION, Origin, const_format, insert_revision, json, millis, named, operation_by_id,
+};
+use super::{Error, Result, Store};
+use crate::auth::Author;
+use crate::cvm::spec::Spec;
+use crate::cvm::state::{Cvm, Power, Status};
+use crate::driver::{Machine, Observed};
+use crate::workflow::operation::{
+    Aftermath, Change, FailCode, FailReason, Held, Kind, Operation, Options, State, Step, StepName,
+    steps_after_interrupting,
+};
+
+/// A piece of work to be accepted on an existing CVM.
+#[derive(Clone, Debug)]
+pub struct NewOperation {
+    /// Its id, drawn by the caller: the answer names it.
+    pub id: OperationId,
+    /// The CVM.
+    pub cvm_id: i64,
+    /// What it does.
+    pub kind: Kind,
+    /// Its steps; none for work that is done with the accept itself.
+    pub steps: Vec<StepName>,
+    /// Desired power from now on, if it changes.
+    pub power: Option<Power>,
+    /// A new spec, if it brings one.
+    pub spec: Option<NewSpec>,
+    /// What it does beside its steps.
+    pub options: Options,
+    /// What it changes.
+    pub diff: Vec<Change>,
+    /// The approval that it carries out; closed by the same transaction.
+    pub closes: Option<Closing>,
+    /// Who asks.
+    pub author: Author,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A spec to be stored as a new revision.
+#[derive(Clone, Debug)]
+pub struct NewSpec {
+    /// Its content.
+    pub spec: Spec,
+    /// The revision whose content this is, for a rollback.
+    pub content_of: Option<u64>,
+}
+
+/// What an accept left behind.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// The stored operation.
+    pub operation: Operation,
+    /// The CVM as clients see it from now on.
+    pub cvm: Cvm,
+}
+
+/// A claimed operation with everything its steps need.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The operation; its `claim` is the caller's.
+    pub operation: Operation,
+    /// The CVM.
+    pub cvm: Cvm,
+    /// The machine as the operation wants it.
+    pub machine: Machine,
+}
+
+/// Which operations a list shows.
+#[derive(Clone, Debug, Default)]
+pub struct OperationFilter {
+    /// Only of this CVM.
+    pub cvm_id: Option<i64>,
+    /// Only with this status.
+    pub status: Option<String>,
+    /// Only those that wait for something.
+    pub stuck: bool,
+    /// Only older than this one.
+    pub before: Option<OperationId>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+impl Store {
+    /// Stores an accepted operation: revision, operation, steps and event, or none of them.
+    ///
+    /// `OperationOpen` if one is at work on the CVM, `Changed` if the CVM has moved past `expected`.
+    pub async fn operation_accept(
+        &self,
+        new: NewOperation,
+        expected: u64,
+        receipt: Option<Receipt<Accepted>>,
+    ) -> Result<Accepted> {
+        self.change_and_keep(receipt, move |tx| accept_if(tx, new, expected)).await
+    }
+
+    /// As [`Store::operation_accept`] for several CVMs in one transaction. One that cannot be accepted leaves the others.
+    pub async fn operations_accept(
+        &self,
+        new: Vec<(NewOperation, u64)>,
+        receipt: Option<Receipt<Vec<Option<Accepted>>>>,
+    ) -> Result<Vec<Option<Accepted>>> {
+        self.change_and_keep(receipt, move |tx| {
+            let mut last = 0;
+            let mut accepted = Vec::with_capacity(new.len());
+            for (new, expected) in new {
+                accepted.push(match accept_if(tx, new, expected) {
+                    Ok((one, seq)) => {
+                        last = seq;
+                        Some(one)
+                    }
+                    // Found out before anything was written.
+                    Err(Error::OperationOpen | Error::Changed | Error::Missing) => None,
+                    Err(error) => return Err(error),
+                });
+            }
+            Ok((accepted, last))
+        })
+        .await
+    }
+
+    /// Accepts a stop or delete, which never wait: it ends the operation at work and settles its spec.
+    ///
+    /// `OperationOpen` if a deletion is at work: nothing ends that.
+    pub async fn operation_interrupt(
+        &self,
+        mut new: NewOperation,
+        receipt: Option<Receipt<Accepted>>,
+    ) -> Result<Accepted> {
+        self.change_and_keep(receipt, move |tx| {
+            let mut cvm = rows::cvm_by_id(tx, new.cvm_id)?;
+            let open = cvm.open.take().map(|open| operation_by_id(tx, open.id)).transpose()?;
+            if open.as_ref().is_some_and(|open| open.kind == Kind::Delete) {
+                return Err(Error::OperationOpen);
+            }
+            new.steps = steps_after_interrupting(new.kind, open.as_ref());
+            let settles = new.steps.contains(&StepName::Apply);
+            if let Some(open) = &open {
+                end(tx, open, "cancelled", new.at, Ending { ended_by: Some(new.id), ..Ending::default() })?;
+                events::append(tx, &NewEvent::of_operation("operation.cancelled", &cvm, open, new.at))?;
+            }
+            let target = open.filter(|_| settles).map(|open| open.target);
+            accept_onto(tx, &cvm, new, target)
+        })
+        .await
+    }
+
+    /// Calls an operation off that has not touched the machine yet. `ClaimLost` if it has.
+    pub async fn operation_cancel(
+        &self,
+        id: OperationId,
+        author: Author,
+        at: Timestamp,
+        receipt: Option<Receipt<Accepted>>,
+    ) -> Result<Accepted> {
+        self.change_and_keep(receipt, move |tx| {
+            let operation = operation_by_id(tx, id)?;
+            if !operation.can_be_cancelled() {
+                return Err(Error::ClaimLost);
+            }
+            end(tx, &operation, "cancelled", at, Ending::default())?;
+            leave_untouched(tx, &operation, at)?;
+            let cvm = rows::cvm_by_id(tx, operation.cvm_id)?;
+            let event = NewEvent {
+                author: Some(&author),
+                ..NewEvent::of_operation("operation.cancelled", &cvm, &operation, at)
+            };
+            let seq = events::append(tx, &event)?;
+            Ok((Accepted { operation: operation_by_id(tx, id)?, cvm }, seq))
+        })
+        .await
+    }
+
+    /// Hands out up to `limit` operations that are due and in nobody's hands.
+    pub async fn operation_claim(
+        &self,
+        now: Timestamp,
+        lease_until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Work>> {
+        let due = move |tx: &Connection| -> Result<Vec<OperationId>> {
+            let sql = "SELECT id FROM operation WHERE status IN ('queued', 'running') AND not_before <= ?1 AND lease_until <= ?1
+              ORDER BY not_before LIMIT ?2";
+            let mut statement = tx.prepare_cached(sql)?;
+            let ids = statement.query_map(params![millis(now), limit], |row| row.get(0).map(OperationId))?;
+            Ok(ids.collect::<rusqlite::Result<_>>()?)
+        };
+        if self.read(due)?.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.write(move |tx| {
+            due(tx)?
+                .into_iter()
+                .map(|id| {
+                    let mut operation = operation_by_id(tx, id)?;
+                    begin_step(&mut operation, now);
+                    tx.prepare_cached(
+                        "UPDATE operation SET status = 'running', claim = claim + 1, lease_until = ?, steps = ? WHERE id = ?",
+                    )?
+                    .execute(params![millis(lease_until), json(&operation.steps), id.0])?;
+                    work(tx, id)
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// When the next queued operation is due, or the next lease ends.
+    pub fn operation_next_due(&self) -> Result<Option<Timestamp>> {
+        self.read(|connection| {
+            let sql = "SELECT not_before, lease_until FROM operation WHERE status IN ('queued', 'running') ORDER BY not_before";
+            let mut statement = connection.prepare_cached(sql)?;
+            let mut open = statement.query([])?;
+            let mut earliest: Option<i64> = None;
+            while let Some(row) = open.next()? {
+                let (not_before, lease_until): (i64, i64) = (row.get(0)?, row.get(1)?);
+                // Those that follow are not due before this one.
+                if earliest.is_some_and(|earliest| earliest <= not_before) {
+                    break;
+                }
+                let due = not_before.max(lease_until);
+                earliest = Some(earliest.map_or(due, |earliest| earliest.min(due)));
+            }
+            earliest.map(rows::time).transpose()
+        })
+    }
+
+    /// Keeps the claim for longer. `ClaimLost` if it is somebody else's by now.
+    pub async fn operation_renew(&self, held: Held, lease_until: Timestamp) -> Result<()> {
+        self.write(move |tx| {
+            let sql =
+                "UPDATE operation SET lease_until = ? WHERE id = ? AND claim = ? AND status = 'running'";
+            match tx.prepare_cached(sql)?.execute(params![millis(lease_until), held.id.0, held.claim])? {
+                0 => Err(Error::ClaimLost),
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Every lease of an earlier process is void: nobody else works on this file.
+    pub async fn operation_void_leases(&self) -> Result<usize> {
+        self.write(|tx| {
+            let sql = "UPDATE operation SET lease_until = 0 WHERE status IN ('queued', 'running') AND lease_until > 0";
+            Ok(tx.prepare_cached(sql)?.execute([])?)
+        })
+        .await
+    }
+
+    /// Records the end of a step and begins the next, or ends the operation with the last one.
+    ///
+    /// Finishing `apply` makes the new revision current. `ClaimLost` if the claim was taken over or the step was recorded.
+    pub async fn step_done(&self, held: Held, seen: Option<Observed>, at: Timestamp) -> Result<Operation> {
+        self.change(move |tx| {
+            let mut operation = recordable(tx, held)?;
+            let name = operation.steps[held.step].name;
+            operation.steps[held.step].ended_at = Some(at);
+            operation.step += 1;
+            begin_step(&mut operation, at);
+            if name == StepName::Apply {
+                let sql = "UPDATE cvm SET revision = ?, updated_at = ? WHERE id = ?";
+                tx.prepare_cached(sql)?.execute(params![operation.target, millis(at), operation.cvm_id])?;
+            }
+            if let Some(seen) = &seen {
+                let sql = "UPDATE cvm SET observed = ? WHERE id = ?";
+                tx.prepare_cached(sql)?.execute(params![json(seen), operation.cvm_id])?;
+            }
+            let last = operation.step == operation.steps.len();
+            if last {
+                let downtime = downtime(&operation, at);
+                end(tx, &operation, "succeeded", at, Ending { downtime_ms: downtime, ..Ending::default() })?;
+                succeed(tx, &operation, at)?;
+            } else {
+                tx.prepare_cached(
+                    "UPDATE operation SET steps = ?, step = ?, attempt = 1, waiting_for = NULL WHERE id = ?",
+                )?
+                .execute(params![json(&operation.steps), operation.step, held.id.0])?;
+            }
+            let kind = if last { "operation.succeeded" } else { "step.finished" };
+            let event = NewEvent { step: Some(name), ..NewEvent::of_record(kind, &operation, at) };
+            let seq = events::append_for(tx, operation.cvm_id, event)?;
+            Ok((operation_by_id(tx, held.id)?, seq))
+        })
+        .await
+    }
+
+    /// Puts the present step aside until `not_before`, saying what it waits for.
+    pub async fn step_postpone(
+        &self,
+        held: Held,
+        waiting_for: String,
+        not_before: Timestamp,
+        at: Timestamp,
+    ) -> Result<()> {
+        self.change(move |tx| {
+            let operation = recordable(tx, held)?;
+            let news = operation.waiting_for.as_deref() != Some(&waiting_for);
+            tx.prepare_cached(
+                "UPDATE operation SET status = 'queued', attempt = attempt + 1, waiting_for = ?, not_before = ?, lease_until = 0
+                 WHERE id = ?",
+            )?
+            .execute(params![waiting_for, millis(not_before), held.id.0])?;
+            let seq = match news {
+                false => 0,
+                true => {
+                    let step = Some(operation.steps[held.step].name);
+                    let event = NewEvent { step, ..NewEvent::of_record("operation.waiting", &operation, at) };
+                    events::append_for(tx, operation.cvm_id, event)?
+                }
+            };
+            Ok(((), seq))
+        })
+        .await
+    }
+
+    /// Ends an operation that did not work, and inserts what follows in the same transaction: nothing slips in between.
+    pub async fn operation_fail(
+        &self,
+        held: Held,
+        reason: FailReason,
+        aftermath: Aftermath,
+        put_back: OperationId,
+        at: Timestamp,
+    ) -> Result<Operation> {
+        self.change(move |tx| {
+            let operation = recordable(tx, held)?;
+            let follows = matches!(aftermath, Aftermath::PutBack(_)).then_some(put_back);
+            let downtime_ms = downtime(&operation, at);
+            let ending = Ending { reason: Some(&reason), put_back: follows, downtime_ms, ..Ending::default() };
+            end(tx, &operation, "failed", at, ending)?;
+            match aftermath {
+                Aftermath::Untouched => leave_untouched(tx, &operation, at)?,
+                Aftermath::Error => {
+                    let sql = "UPDATE cvm SET status = ?, boot_error = ?, open_op = NULL, updated_at = ? WHERE id = ?";
+                    let values = params![Status::Error.as_str(), reason.message, millis(at), operation.cvm_id];
+                    tx.prepare_cached(sql)?.execute(values)?;
+                    // Where the node may have either spec, room for both stays booked.
+                    if operation.has_done(StepName::Apply) || !operation.has_begun(StepName::Apply) {
+                        book_current(tx, operation.cvm_id)?;
+                    }
+                }
+                Aftermath::PutBack(options) => {
+                    let refused = reason.code == FailCode::Refused;
+                    insert_put_back(tx, &operation, refused, put_back, options, at)?;
+                }
+            }
+            let event = NewEvent {
+                step: operation.steps.get(held.step).map(|step| step.name),
+                note: Some(reason.message.clone()),
+                ..NewEvent::of_record("operation.failed", &operation, at)
+            };
+            let seq = events::append_for(tx, operation.cvm_id, event)?;
+            Ok((operation_by_id(tx, held.id)?, seq))
+        })
+        .await
+    }
+
+    /// One operation of a workspace.
+    pub fn operation(&self, workspace_id: i64, id: OperationId) -> Result<Operation> {
+        self.read(|connection| {
+            let operation = operation_by_id(connection, id)?;
+            let sql = "SELECT 1 FROM cvm WHERE id = ? AND workspace_id = ?";
+            let mut statement = connection.prepare_cached(sql)?;
+            match statement.exists(params![operation.cvm_id, workspace_id])? {
+                true => Ok(operation),
+                false => Err(Error::Missing),
+            }
+        })
+    }
+
+    /// The operation at work on a CVM, whoever asks.
+    pub fn operation_open(&self, cvm_id: i64) -> Result<Option<Operation>> {
+        self.read(|connection| {
+            let sql = const_format(OPERATION, "WHERE cvm_id = ? AND status IN ('queued', 'running')");
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = statement.query([cvm_id])?;
+            found.next()?.map(rows::operation).transpose()
+        })
+    }
+
+    /// Operations of a workspace, newest first.
+    pub fn operations(&self, workspace_id: i64, filter: &OperationFilter) -> Result<Vec<Operation>> {
+        self.read(|connection| {
+            let sql = const_format(
+                OPERATION,
+                "WHERE cvm_id IN (SELECT id FROM cvm WHERE workspace_id = ?1) AND (?2 IS NULL OR cvm_id = ?2)
+                 AND (?3 IS NULL OR status = ?3) AND (NOT ?4 OR waiting_for IS NOT NULL) AND (?5 IS NULL OR id < ?5)
+                 ORDER BY id DESC LIMIT ?6",
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = statement.query(params![
+                workspace_id,
+                filter.cvm_id,
+                filter.status,
+                filter.stuck,
+                filter.before.map(|id| id.0),
+                filter.limit,
+            ])?;
+            let mut operations = Vec::new();
+            while let Some(row) = found.next()? {
+                operations.push(rows::operation(row)?);
+            }
+            Ok(operations)
+        })
+    }
+
+    /// Runs `work` as one transaction, then wakes whoever follows the events that it wrote.
+    pub(super) async fn change<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<(T, i64)> + Send + 'static,
+    {
+        let store = self.clone();
+        let (value, _) = self.write_then(work, move |(_, seq)| store.announce(*seq)).await?;
+        Ok(value)
+    }
+}
+
+/// Marks the present step as begun, if it was not.
+fn begin_step(operation: &mut Operation, at: Timestamp) {
+    if let Some(step) = operation.steps.get_mut(operation.step) {
+        step.started_at.get_or_insert(at);
+    }
+}
+
+/// The operation, if it is still held so.
+fn recordable(tx: &Connection, held: Held) -> Result<Operation> {
+    let operation = operation_by_id(tx, held.id)?;
+    let running = matches!(operation.state, State::Running { .. });
+    if running && operation.held() == held { Ok(operation) } else { Err(Error::ClaimLost) }
+}
+
+fn work(tx: &Connection, id: OperationId) -> Result<Work> {
+    let operation = operation_by_id(tx, id)?;
+    let cvm = {
+        let sql = const_format(CVM, "WHERE c.id = ?");
+        let mut statement = tx.prepare_cached(&sql)?;
+        let mut found = statement.query([operation.cvm_id])?;
+        rows::cvm(found.next()?.ok_or(Error::Missing)?)?
+    };
+    let spec = rows::spec(tx, operation.cvm_id, operation.target)?;
+    let machine = Machine {
+        name: cvm.name.clone(),
+        app_id: cvm.app_id,
+        instance_id: spec.instance_id(&cvm.app_id),
+        revision: operation.target,
+        spec,
+    };
+    Ok(Work { operation, cvm, machine })
+}
+
+/// Milliseconds from the moment the machine was off until `at`, for operations that take a running machine down and up.
+fn downtime(operation: &Operation, at: Timestamp) -> Option<u64> {
+    if !operation.has(StepName::Observe) || operation.kind.stops_hard() {
+        return None;
+    }
+    let stop = operation.steps.iter().find(|step| step.name == StepName::Stop)?;
+    let down = stop.ended_at?;
+    u64::try_from(at.as_millisecond() - down.as_millisecond()).ok()
+}
+
+#[derive(Default)]
+struct Ending<'a> {
+    reason: Option<&'a FailReason>,
+    put_back: Option<OperationId>,
+    ended_by: Option<OperationId>,
+    downtime_ms: Option<u64>,
+}
+
+fn end(
+    tx: &Connection,
+    operation: &Operation,
+    status: &str,
+    at: Timestamp,
+    ending: Ending<'_>,
+) -> Result<()> {
+    tx.prepare_cached(
+        "UPDATE operation SET status = ?, steps = ?, step = ?, reason = ?, put_back = ?, ended_by = ?, downtime_ms = ?,
+           ended_at = ?, lease_until = 0, waiting_for = NULL WHERE id = ?",
+    )?
+    .execute(params![
+        status,
+        json(&operation.steps),
+        operation.step,
+        ending.reason.map(json),
+        ending.put_back.map(|id| id.0),
+        ending.ended_by.map(|id| id.0),
+        ending.downtime_ms,
+        millis(at),
+        operation.id.0,
+    ])?;
+    Ok(())
+}
+
+/// The machine goes on as it was before the operation.
+fn leave_untouched(tx: &Connection, operation: &Operation, at: Timestamp) -> Result<()> {
+    let cvm = rows::cvm_by_id(tx, operation.cvm_id)?;
+    let (status, power) = operation.options.before.unwrap_or((cvm.power.steady(), cvm.power));
+    let sql = "UPDATE cvm SET status = ?, power = ?, open_op = NULL, updated_at = ? WHERE id = ?";
+    tx.prepare_cached(sql)?.execute(params![status.as_str(), power.as_str(), millis(at), cvm.id])?;
+    book_current(tx, cvm.id)
+}
+
+/// Books what the current revision needs, and nothing more.
+fn book_current(tx: &Connection, cvm_id: i64) -> Result<()> {
+    let revision =
+        tx.prepare_cached("SELECT revision FROM cvm WHERE id = ?")?.query_row([cvm_id], |row| row.get(0))?;
+    let booked = rows::booking(tx, cvm_id, revision)?;
+    tx.prepare_cached(
+        "UPDATE cvm SET booked_vcpu = ?, booked_memory_mb = ?, booked_disk_gb = ?, booked_gpus = ? WHERE id = ?",
+    )?
+    .execute(params![booked.vcpu, booked.memory_mb, booked.disk_gb, booked.gpus, cvm_id])
+    .map_err(named)?;
+    Ok(())
+}
+
+/// Writes what a finished operation means for its CVM.
+fn succeed(tx: &Connection, operation: &Operation, at: Timestamp) -> Result<()> {
+    let cvm = rows::cvm_by_id(tx, operation.cvm_id)?;
+    if operation.kind == Kind::Delete {
+        tx.prepare_cached(
+            "UPDATE cvm SET status = 'deleted', open_op = NULL, booked_vcpu = 0, booked_memory_mb = 0, booked_disk_gb = 0,
+               booked_gpus = 0, updated_at = ?1, deleted_at = ?1 WHERE id = ?2",
+        )?
+        .execute(params![millis(at), cvm.id])?;
+        return Ok(());
+    }
+    book_current(tx, cvm.id)?;
+    // The node has the current spec, by this operation or an earlier one.
+    let instance_id = match operation.has(StepName::Apply) || cvm.instance_id.is_some() {
+        true => Some(rows::spec(tx, cvm.id, cvm.revision)?.instance_id(&cvm.app_id)),
+        false => cvm.instance_id,
+    };
+    let boot_error = operation.options.undoes.map(|undone| {
+        let cause = operation.options.undoes_because.as_deref().unwrap_or("unknown");
+        format!("update {undone} failed and was put back: {cause}")
+    });
+    tx.prepare_cached(
+        "UPDATE cvm SET status = ?, boot_error = ?, open_op = NULL, instance_id = ?, updated_at = ? WHERE id = ?",
+    )?
+    .execute(params![
+        cvm.power.steady().as_str(),
+        boot_error,
+        instance_id.map(|id| id.0),
+        millis(at),
+        cvm.id,
+    ])
+    .map_err(named)?;
+    write_records(tx, cvm.id, &operation.options)
+}
+
+fn write_records(tx: &Connection, cvm_id: i64, options: &Options) -> Result<()> {
+    let records = &options.records;
+    if records.is_empty() {
+        return Ok(());
+    }
+    // A name that was free when the operation was accepted may have been given away since. What the operation did counts
+    // all the same; the CVM keeps its old name.
+    tx.prepare_cached(
+        "UPDATE cvm SET listed = ifnull(?1, listed), name = CASE
+           WHEN ?2 IS NULL OR EXISTS (SELECT 1 FROM cvm other WHERE other.workspace_id = cvm.workspace_id AND other.name = ?2
+             AND other.deleted_at IS NULL AND other.id <> cvm.id) THEN name ELSE ?2 END WHERE id = ?3",
+    )?
+    .execute(params![records.listed, records.name, cvm_id])
+    .map_err(named)?;
+    Ok(())
+}
+
+fn ensure_name_free(tx: &Connection, cvm: &Cvm, name: &str) -> Result<()> {
+    let sql = "SELECT 1 FROM cvm WHERE workspace_id = ? AND name = ? AND deleted_at IS NULL AND id <> ?";
+    match tx.prepare_cached(sql)?.exists(params![cvm.workspace_id, name, cvm.id])? {
+        true => Err(Error::Constraint(super::constraint::CVM_NAME)),
+        false => Ok(()),
+    }
+}
+
+/// Accepts `new` if nothing is at work on its CVM and nobody was faster. Writes nothing otherwise.
+fn accept_if(tx: &Connection, new: NewOperation, expected: u64) -> Result<(Accepted, i64)> {
+    let cvm = rows::cvm_by_id(tx, new.cvm_id)?;
+    if cvm.open.is_some() {
+        return Err(Error::OperationOpen);
+    }
+    if cvm.generation != expected {
+        return Err(Error::Changed);
+    }
+    accept_onto(tx, &cvm, new, None)
+}
+
+/// `target` is the revision to bring about when it is neither a new one nor the current one.
+fn accept_onto(
+    tx: &Connection,
+    cvm: &Cvm,
+    new: NewOperation,
+    target: Option<u64>,
+) -> Result<(Accepted, i64)> {
+    let power = new.power.unwrap_or(cvm.power);
+    let options = Options { before: Some((cvm.status, cvm.power)), ..new.options };
+    let mut booked = cvm.booked;
+    let mut latest = cvm.latest_revision;
+    let target = match &new.spec {
+        None => target.unwrap_or(cvm.revision),
+        Some(new_spec) => {
+            latest += 1;
+            booked = booked.max(new_spec.spec.booking());
+            let origin = Origin {
+                cause: new.kind.as_str(),
+                content_of: new_spec.content_of,
+                user_id: new.author.user_id,
+                op: new.id,
+                at: new.at,
+            };
+            insert_revision(tx, cvm.id, latest, &new_spec.spec, &origin)?;
+            latest
+        }
+    };
+    if let Some(name) = &options.records.name {
+        ensure_name_free(tx, cvm, name)?;
+    }
+    let done = new.steps.is_empty();
+    // Nothing changed: the state that callers know is still the state.
+    let unchanged = done && options.records.is_empty();
+    let generation = if unchanged { cvm.generation } else { cvm.generation + 1 };
+    let operation = Inserted {
+        id: new.id,
+        cvm_id: cvm.id,
+        generation,
+        kind: new.kind,
+        steps: &new.steps,
+        target,
+        previous: cvm.revision,
+        options: &options,
+        diff: &new.diff,
+        user_id: new.author.user_id,
+        at: new.at,
+    };
+    operation.insert(tx)?;
+    if done {
+        write_records(tx, cvm.id, &options)?;
+        tx.prepare_cached("UPDATE cvm SET generation = ?, updated_at = ? WHERE id = ?")?.execute(params![
+            generation,
+            millis(new.at),
+            cvm.id
+        ])?;
+    } else {
+        tx.prepare_cached(
+            "UPDATE cvm SET status = ?, power = ?, generation = ?, latest_revision = ?, open_op = ?, booked_vcpu = ?,
+               booked_memory_mb = ?, booked_disk_gb = ?, booked_gpus = ?, updated_at = ? WHERE id = ?",
+        )?
+        .execute(params![
+            new.kind.status().as_str(),
+            power.as_str(),
+            generation,
+            latest,
+            new.id.0,
+            booked.vcpu,
+            booked.memory_mb,
+            booked.disk_gb,
+            booked.gpus,
+            millis(new.at),
+            cvm.id,
+        ])
+        .map_err(named)?;
+    }
+    if let Some(closing) = &new.closes {
+        closing.close(tx, new.id)?;
+    }
+    let operation = operation_by_id(tx, new.id)?;
+    let cvm = rows::cvm_by_id(tx, cvm.id)?;
+    let kind = if done { "operation.succeeded" } else { "operation.accepted" };
+    let event = NewEvent {
+        author: Some(&new.author),
+        before_rev: Some(operation.previous),
+        after_rev: Some(operation.target),
+        ..NewEvent::of_operation(kind, &cvm, &operation, new.at)
+    };
+    let seq = events::append(tx, &event)?;
+    Ok((Accepted { operation, cvm }, seq))
+}
+
+/// A row of `operation` to be written.
+pub(super) struct Inserted<'a> {
+    pub id: OperationId,
+    pub cvm_id: i64,
+    pub generation: u64,
+    pub kind: Kind,
+    pub steps: &'a [StepName],
+    pub target: u64,
+    pub previous: u64,
+    pub options: &'a Options,
+    pub diff: &'a [Change],
+    pub user_id: i64,
+    pub at: Timestamp,
+}
+
+impl Inserted<'_> {
+    pub(super) fn insert(&self, tx: &Connection) -> Result<()> {
+        let steps: Vec<Step> =
+            self.steps.iter().map(|&name| Step { name, started_at: None, ended_at: None }).collect();
+        let (status, ended_at) = match steps.is_empty() {
+            true => ("succeeded", Some(millis(self.at))),
+            false => ("queued", None),
+        };
+        tx.prepare_cached(
+            "INSERT INTO operation (id, cvm_id, generation, kind, status, step, steps, not_before, target, previous, options,
+               diff, user_id, created_at, ended_at) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )?
+        .execute(params![
+            self.id.0,
+            self.cvm_id,
+            self.generation,
+            self.kind.as_str(),
+            status,
+            json(&steps),
+            millis(self.at),
+            self.target,
+            self.previous,
+            json(self.options),
+            json(self.diff),
+            self.user_id,
+            millis(self.at),
+            ended_at,
+        ])
+        .map_err(named)?;
+        Ok(())
+    }
+}
+
+/// The put-back of `failed`, open from the moment that one ends.
+fn insert_put_back(
+    tx: &Connection,
+    failed: &Operation,
+    refused: bool,
+    id: OperationId,
+    options: Options,
+    at: Timestamp,
+) -> Result<()> {
+    let cvm = rows::cvm_by_id(tx, failed.cvm_id)?;
+    let mut latest = cvm.latest_revision;
+    // Where the apply was not sent, the current revision is still the old one.
+    let target = if failed.has_begun(StepName::Apply) {
+        let mut spec = rows::spec(tx, cvm.id, failed.previous)?;
+        if failed.has_done(StepName::Apply) || !refused {
+            // It may have grown, and cannot shrink.
+            spec.disk_gb = spec.disk_gb.max(rows::booking(tx, cvm.id, failed.target)?.disk_gb);
+        }
+        latest += 1;
+        let origin = Origin {
+            cause: Kind::PutBack.as_str(),
+            content_of: Some(failed.previous),
+            user_id: failed.user_id,
+            op: id,
+            at,
+        };
+        insert_revision(tx, cvm.id, latest, &spec, &origin)?;
+        latest
+    } else {
+        cvm.revision
+    };
+    let generation = cvm.generation + 1;
+    let put_back = Inserted {
+        id,
+        cvm_id: cvm.id,
+        generation,
+        kind: Kind::PutBack,
+        steps: Kind::PutBack.steps(cvm.power),
+        target,
+        previous: cvm.revision,
+        options: &options,
+        diff: &[],
+        user_id: failed.user_id,
+        at,
+    };
+    put_back.insert(tx)?;
+    tx.prepare_cached(
+        "UPDATE cvm SET generation = ?, latest_revision = ?, open_op = ?, updated_at = ? WHERE id = ?",
+    )?
+    .execute(params![generation, latest, id.0, millis(at), cvm.id])?;
+    Ok(())
+}

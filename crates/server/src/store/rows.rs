@@ -1,0 +1,296 @@
+//! Rows to values and back. Nothing here leaves the store.
+
+use std::str::FromStr;
+
+use casemate_types::ids::{AppId, ComposeHash, CvmUid, InstanceId, OperationId, VmUuid};
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::{Error, Result};
+use crate::cvm::spec::{Booking, Compose, Spec};
+use crate::cvm::state::{Cvm, OpenOperation};
+use crate::workflow::operation::{Operation, State};
+
+pub(super) fn millis(at: Timestamp) -> i64 {
+    at.as_millisecond()
+}
+
+pub(super) fn time(millis: i64) -> Result<Timestamp> {
+    Timestamp::from_millisecond(millis).map_err(|source| unreadable("time", source))
+}
+
+pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> String {
+    serde_json::to_string(value).expect("stored values have string keys and finite numbers")
+}
+
+pub(super) fn from_json<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|source| unreadable(what, source))
+}
+
+pub(super) fn word<T: FromStr<Err = String>>(what: &'static str, text: &str) -> Result<T> {
+    text.parse().map_err(|source: String| unreadable(what, source))
+}
+
+pub(super) fn unreadable(
+    what: &'static str,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Error {
+    Error::Unreadable { what, source: source.into() }
+}
+
+/// Columns of `cvm c JOIN app a LEFT JOIN operation o`, in the order that [`cvm`] reads them.
+pub(super) const CVM: &str = "SELECT c.id, c.uid, c.vm_uuid, c.workspace_id, c.user_id, c.app, a.app_id, a.kms, c.node_id, c.name,
+  c.listed, c.instance_id, c.status, c.power, c.generation, c.revision, c.latest_revision, c.boot_error, c.open_op, o.kind,
+  o.created_at, c.booked_vcpu, c.booked_memory_mb, c.booked_disk_gb, c.booked_gpus, c.observed, c.created_at, c.updated_at
+  FROM cvm c JOIN app a ON a.id = c.app LEFT JOIN operation o ON o.id = c.open_op ";
+
+pub(super) fn cvm(row: &Row<'_>) -> Result<Cvm> {
+    let open = match row.get::<_, Option<Uuid>>(18)? {
+        None => None,
+        Some(id) => Some(OpenOperation {
+            id: OperationId(id),
+            kind: word("kind", row.get_ref(19)?.as_str().map_err(rusqlite::Error::from)?)?,
+            started_at: time(row.get(20)?)?,
+        }),
+    };
+    let text =
+        |index: usize| -> Result<&str> { Ok(row.get_ref(index)?.as_str().map_err(rusqlite::Error::from)?) };
+    let observed = match row.get_ref(25)?.as_str_or_null().map_err(rusqlite::Error::from)? {
+        None => None,
+        Some(json) => Some(from_json("observation", json)?),
+    };
+    Ok(Cvm {
+        id: row.get(0)?,
+        uid: uid(text(1)?)?,
+        vm_uuid: VmUuid(row.get(2)?),
+        workspace_id: row.get(3)?,
+        user_id: row.get(4)?,
+        app: row.get(5)?,
+        app_id: AppId(row.get(6)?),
+        kms: row.get(7)?,
+        node_id: row.get(8)?,
+        name: row.get(9)?,
+        listed: row.get(10)?,
+        instance_id: row.get::<_, Option<[u8; 20]>>(11)?.map(InstanceId),
+        status: word("status", text(12)?)?,
+        power: word("power", text(13)?)?,
+        generation: row.get(14)?,
+        revision: row.get(15)?,
+        latest_revision: row.get(16)?,
+        boot_error: row.get(17)?,
+        open,
+        booked: Booking {
+            vcpu: row.get(21)?,
+            memory_mb: row.get(22)?,
+            disk_gb: row.get(23)?,
+            gpus: row.get(24)?,
+        },
+        observed,
+        created_at: time(row.get(26)?)?,
+        updated_at: time(row.get(27)?)?,
+    })
+}
+
+pub(super) fn uid(text: &str) -> Result<CvmUid> {
+    text.parse().map_err(|source| unreadable("id", source))
+}
+
+/// A live CVM by its number.
+pub(super) fn cvm_by_id(connection: &Connection, id: i64) -> Result<Cvm> {
+    let sql = const_format(CVM, "WHERE c.id = ? AND c.deleted_at IS NULL");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([id])?;
+    rows.next()?.map_or(Err(Error::Missing), cvm)
+}
+
+pub(super) fn const_format(head: &str, tail: &str) -> String {
+    let mut sql = String::with_capacity(head.len() + tail.len());
+    sql.push_str(head);
+    sql.push_str(tail);
+    sql
+}
+
+/// Columns of `operation`, in the order that [`operation`] reads them.
+pub(super) const OPERATION: &str = "SELECT id, cvm_id, generation, kind, status, step, steps, attempt, not_before, lease_until,
+  claim, waiting_for, target, previous, options, diff, reason, put_back, ended_by, downtime_ms, user_id, created_at, ended_at
+  FROM operation ";
+
+pub(super) fn operation(row: &Row<'_>) -> Result<Operation> {
+    let text =
+        |index: usize| -> Result<&str> { Ok(row.get_ref(index)?.as_str().map_err(rusqlite::Error::from)?) };
+    let ended = || -> Result<Timestamp> { time(row.get(22)?) };
+    let state = match text(4)? {
+        "queued" => State::Queued { not_before: time(row.get(8)?)? },
+        "running" => State::Running { lease_until: time(row.get(9)?)? },
+        "succeeded" => State::Succeeded { at: ended()? },
+        "failed" => State::Failed {
+            at: ended()?,
+            reason: from_json("reason", text(16)?)?,
+            put_back: row.get::<_, Option<Uuid>>(17)?.map(OperationId),
+        },
+        _ => State::Cancelled { at: ended()?, by: row.get::<_, Option<Uuid>>(18)?.map(OperationId) },
+    };
+    Ok(Operation {
+        id: OperationId(row.get(0)?),
+        cvm_id: row.get(1)?,
+        generation: row.get(2)?,
+        kind: word("kind", text(3)?)?,
+        state,
+        step: row.get(5)?,
+        steps: from_json("steps", text(6)?)?,
+        attempt: row.get(7)?,
+        claim: row.get(10)?,
+        waiting_for: row.get(11)?,
+        target: row.get(12)?,
+        previous: row.get(13)?,
+        options: from_json("options", text(14)?)?,
+        diff: from_json("diff", text(15)?)?,
+        downtime_ms: row.get(19)?,
+        user_id: row.get(20)?,
+        created_at: time(row.get(21)?)?,
+    })
+}
+
+/// An operation by its id.
+pub(super) fn operation_by_id(connection: &Connection, id: OperationId) -> Result<Operation> {
+    let mut statement = connection.prepare_cached(&const_format(OPERATION, "WHERE id = ?"))?;
+    let mut rows = statement.query([id.0])?;
+    rows.next()?.map_or(Err(Error::Missing), operation)
+}
+
+/// Keeps a long text of a CVM's spec, once.
+fn keep(connection: &Connection, cvm_id: i64, sha256: &[u8; 32], bytes: &[u8]) -> Result<()> {
+    let sql = "INSERT INTO body (cvm_id, sha256, bytes) VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
+    connection.prepare_cached(sql)?.execute(params![cvm_id, sha256, bytes])?;
+    Ok(())
+}
+
+/// Where a revision comes from.
+pub(super) struct Origin<'a> {
+    pub cause: &'a str,
+    pub content_of: Option<u64>,
+    pub user_id: i64,
+    pub op: OperationId,
+    pub at: Timestamp,
+}
+
+/// Stores a spec as revision `number`.
+pub(super) fn insert_revision(
+    connection: &Connection,
+    cvm_id: i64,
+    number: u64,
+    spec: &Spec,
+    origin: &Origin<'_>,
+) -> Result<()> {
+    let document = crate::cvm::spec::sha256(spec.compose.document.as_bytes());
+    keep(connection, cvm_id, &document, spec.compose.document.as_bytes())?;
+    keep(connection, cvm_id, &spec.compose.hash.0, spec.compose.text.as_bytes())?;
+    let sealed_env = spec.sealed_env_sha256();
+    if let (Some(sha256), Some(bytes)) = (&sealed_env, &spec.sealed_env) {
+        keep(connection, cvm_id, sha256, bytes)?;
+    }
+    let user_config = spec.user_config_sha256();
+    if let (Some(sha256), Some(text)) = (&user_config, &spec.user_config) {
+        keep(connection, cvm_id, sha256, text.as_bytes())?;
+    }
+    connection
+        .prepare_cached(
+            "INSERT INTO revision (cvm_id, number, compose_hash, document, sealed_env, user_config, vcpu, memory_mb, disk_gb,
+               gpus, image, instance_seed, cause, content_of, user_id, op, created_at)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )?
+        .execute(params![
+            cvm_id,
+            number,
+            spec.compose.hash.0,
+            document,
+            sealed_env,
+            user_config,
+            spec.vcpu,
+            spec.memory_mb,
+            spec.disk_gb,
+            json(&spec.gpus),
+            spec.image,
+            spec.instance_seed,
+            origin.cause,
+            origin.content_of,
+            origin.user_id,
+            origin.op.0,
+            millis(origin.at),
+        ])?;
+    Ok(())
+}
+
+/// The spec of revision `number`.
+pub(super) fn spec(connection: &Connection, cvm_id: i64, number: u64) -> Result<Spec> {
+    let sql = "SELECT r.compose_hash, d.bytes, t.bytes, e.bytes, u.bytes, r.vcpu, r.memory_mb, r.disk_gb, r.gpus, r.image,
+        r.instance_seed
+      FROM revision r
+      JOIN body d ON d.cvm_id = r.cvm_id AND d.sha256 = r.document
+      JOIN body t ON t.cvm_id = r.cvm_id AND t.sha256 = r.compose_hash
+      LEFT JOIN body e ON e.cvm_id = r.cvm_id AND e.sha256 = r.sealed_env
+      LEFT JOIN body u ON u.cvm_id = r.cvm_id AND u.sha256 = r.user_config
+      WHERE r.cvm_id = ? AND r.number = ?";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(params![cvm_id, number])?;
+    let row = rows.next()?.ok_or(Error::Missing)?;
+    let text = |index: usize| -> Result<&str> {
+        let bytes = row.get_ref(index)?.as_blob().map_err(rusqlite::Error::from)?;
+        std::str::from_utf8(bytes).map_err(|source| unreadable("text", source))
+    };
+    let config = row.get_ref(4)?.as_blob_or_null().map_err(rusqlite::Error::from)?;
+    Ok(Spec {
+        compose: Compose { document: text(1)?.into(), text: text(2)?.into(), hash: ComposeHash(row.get(0)?) },
+        sealed_env: row.get_ref(3)?.as_blob_or_null().map_err(rusqlite::Error::from)?.map(Into::into),
+        user_config: config
+            .map(|bytes| std::str::from_utf8(bytes).map(Into::into))
+            .transpose()
+            .map_err(|source| unreadable("text", source))?,
+        vcpu: row.get(5)?,
+        memory_mb: row.get(6)?,
+        disk_gb: row.get(7)?,
+        gpus: from_json("gpus", row.get_ref(8)?.as_str().map_err(rusqlite::Error::from)?)?,
+        image: row.get(9)?,
+        instance_seed: row.get(10)?,
+    })
+}
+
+/// The resources of revision `number`, without its texts.
+pub(super) fn booking(connection: &Connection, cvm_id: i64, number: u64) -> Result<Booking> {
+    let sql = "SELECT vcpu, memory_mb, disk_gb, gpus FROM revision WHERE cvm_id = ? AND number = ?";
+    let found = connection
+        .prepare_cached(sql)?
+        .query_row(params![cvm_id, number], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, String>(3)?))
+        })
+        .optional()?;
+    let (vcpu, memory_mb, disk_gb, gpus) = found.ok_or(Error::Missing)?;
+    let gpus: crate::cvm::spec::Gpus = from_json("gpus", &gpus)?;
+    Ok(Booking { vcpu, memory_mb, disk_gb, gpus: gpus.count })
+}
+
+/// Gives a violated constraint the name that it has in the schema.
+pub(super) fn named(error: rusqlite::Error) -> Error {
+    use super::constraint;
+    let rusqlite::Error::SqliteFailure(code, Some(message)) = &error else { return error.into() };
+    if code.code != rusqlite::ErrorCode::ConstraintViolation {
+        return error.into();
+    }
+    for name in [constraint::VCPU, constraint::MEMORY, constraint::DISK, constraint::GPUS] {
+        if message.ends_with(name) {
+            return Error::Constraint(name);
+        }
+    }
+    if message.contains("operation.cvm_id") {
+        Error::OperationOpen
+    } else if message.contains("cvm.workspace_id, cvm.name") {
+        Error::Constraint(constraint::CVM_NAME)
+    } else if message.contains("app.app_id") {
+        Error::Constraint(constraint::APP_ID)
+    } else {
+        Error::Broken(error)
+    }
+}

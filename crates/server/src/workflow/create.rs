@@ -1,0 +1,321 @@
+//! Creation in two calls: *provision* checks, picks a node and fixes the compose hash; *create* makes it so.
+
+use std::sync::Arc;
+
+use casemate_types::error::codes;
+use casemate_types::ids::{AppId, ComposeHash, CvmRef, OperationId, VmUuid};
+use casemate_types::patch::{CvmCreate, CvmPatch, CvmProvision, Sparse};
+use casemate_types::wire::KmsType;
+use serde::{Deserialize, Serialize};
+
+use super::update;
+use crate::app::App;
+use crate::auth::{Actor, Author};
+use crate::config::EMBEDDED_KMS;
+use crate::cvm::plan::{Wish, plan_create};
+use crate::cvm::spec::{Booking, Spec, sha256};
+use crate::cvm::state::Cvm;
+use crate::driver::Image;
+use crate::error::{Error, Resource, Result};
+use crate::http::view::{KmsKind, kms_kind};
+use crate::store::{self, CvmFilter, Found, NewCvm, NodeRow, Provision, Receipt};
+
+/// Something provisioned, as it is kept until the second call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Name of the CVM.
+    pub name: String,
+    /// Shown in the public directory.
+    pub listed: bool,
+    /// The app; drawn by us, or named by the caller.
+    pub app_id: AppId,
+    /// The number that the app id was made from, if it was.
+    pub nonce: Option<u64>,
+    /// Slug of the key service.
+    pub kms: String,
+    /// The node that it fits on.
+    pub node_id: i64,
+    /// Its first spec.
+    pub spec: Spec,
+}
+
+/// Checks what is asked for, picks a node, and keeps the result for [`create`].
+///
+/// The answer is kept, if it is to be, together with what was prepared.
+pub async fn provision(
+    app: &App,
+    actor: &Actor,
+    asked: CvmProvision,
+    receipt: Option<Receipt<Prepared>>,
+) -> Result<Prepared> {
+    name_is_free(app, actor, asked.name.as_str())?;
+    let kms = key_service(app, &asked)?;
+    let (app_id, nonce) = app_identity(app, actor, &asked).await?;
+    let wish = wish(&asked);
+    let seed = app.clock.random();
+    let candidates = candidates(app, &asked)?;
+    let mut refusal = None;
+    for node in candidates {
+        let image = default_image(&node.facts.images, &asked, &wish);
+        let mut wish = wish.clone();
+        if let (Sparse::Absent, Some(image)) = (&wish.patch.image, image) {
+            wish.patch.image = Sparse::Value(image.name.clone());
+        }
+        let outcome = update::rules(app, node.id, &kms)
+            .and_then(|rules| plan_create(&wish, seed, &rules))
+            .and_then(|spec| fits(&node, &spec).map(|()| spec));
+        match outcome {
+            Err(error) => {
+                refusal.get_or_insert(error);
+            }
+            Ok(spec) => {
+                let name = asked.name.to_string();
+                let listed = asked.listed.unwrap_or(false);
+                let prepared = Prepared { name, listed, app_id, nonce, kms, node_id: node.id, spec };
+                keep(app, actor, &prepared, receipt).await?;
+                return Ok(prepared);
+            }
+        }
+    }
+    Err(refusal.unwrap_or_else(|| {
+        Error::rejected(codes::RESOURCE_NOT_AVAILABLE, "region", "no node fits what was asked for")
+    }))
+}
+
+/// Says now what creating would say later.
+fn name_is_free(app: &App, actor: &Actor, name: &str) -> Result<()> {
+    match app.store.cvm_find(actor.workspace_id, &CvmRef::Name(name.to_owned()))? {
+        Found::None => Ok(()),
+        Found::One(_) | Found::SeveralOfApp => {
+            Err(store::Error::Constraint(store::constraint::CVM_NAME).into())
+        }
+    }
+}
+
+async fn keep(
+    app: &App,
+    actor: &Actor,
+    prepared: &Prepared,
+    receipt: Option<Receipt<Prepared>>,
+) -> Result<()> {
+    let provision = Provision {
+        workspace_id: actor.workspace_id,
+        cvm_id: None,
+        app_id: prepared.app_id,
+        compose_hash: prepared.spec.compose.hash,
+        content: serde_json::to_string(prepared).expect("a spec has string keys"),
+        expires_at: app.clock.now() + app.config.provision_life,
+    };
+    let receipt = receipt.map(|receipt| {
+        let prepared = prepared.clone();
+        receipt.of(move |()| prepared.clone())
+    });
+    Ok(app.store.provision_put(provision, receipt).await?)
+}
+
+fn wish(asked: &CvmProvision) -> Wish {
+    let mut document = asked.compose_file.clone().with_defaults(asked.name.as_str());
+    if let Some(keys) = asked.env_keys.as_ref().filter(|_| document.allowed_envs().is_empty()) {
+        document.set_allowed_envs(keys.iter().map(String::as_str));
+    }
+    let patch = CvmPatch {
+        instance_type: asked.instance_type.clone().into(),
+        vcpu: asked.vcpu.into(),
+        memory: asked.memory.into(),
+        disk_size: asked.disk_size.into(),
+        image: asked.image.clone().into(),
+        encrypted_env: asked.encrypted_env.clone().into(),
+        user_config: user_config(asked).into(),
+        gpus: asked.gpus.clone(),
+        ..CvmPatch::default()
+    };
+    Wish { patch, document: Some(document), ..Wish::default() }
+}
+
+/// SSH keys travel in the user config, where the guest looks for them.
+fn user_config(asked: &CvmProvision) -> Option<String> {
+    let keys = asked.ssh_authorized_keys.as_ref().filter(|keys| !keys.is_empty());
+    match (&asked.user_config, keys) {
+        (Some(config), _) => Some(config.clone()),
+        (None, Some(keys)) => Some(serde_json::json!({ "ssh_authorized_keys": keys }).to_string()),
+        (None, None) => None,
+    }
+}
+
+fn key_service(app: &App, asked: &CvmProvision) -> Result<String> {
+    let kind = asked.kms.as_ref().map(KmsType::as_str);
+    let named = asked.kms_id.as_deref().or(asked.kms_contract.as_deref()).or(kind).unwrap_or(EMBEDDED_KMS);
+    match kms_kind(app, named) {
+        Ok(KmsKind::Embedded) => Ok(EMBEDDED_KMS.to_owned()),
+        Ok(KmsKind::Contract(kms)) => Ok(kms.slug.clone()),
+        Err(_) => {
+            let contracts = app.config.contract_kms.iter().map(|kms| kms.slug.as_str());
+            let known: Vec<_> = std::iter::once(EMBEDDED_KMS).chain(contracts).collect();
+            let message = format!("there is no key service `{named}`; there is {}", known.join(", "));
+            Err(Error::rejected(codes::KMS_NOT_FOUND, "kms", message))
+        }
+    }
+}
+
+/// The app id that belongs to a number of a workspace.
+pub fn app_id_of(workspace_uid: &str, nonce: u64) -> AppId {
+    let digest = sha256(format!("casemate-app-id:{workspace_uid}:{nonce}").as_bytes());
+    AppId(std::array::from_fn(|index| digest[index]))
+}
+
+async fn app_identity(app: &App, actor: &Actor, asked: &CvmProvision) -> Result<(AppId, Option<u64>)> {
+    let workspace = app.store.account(actor.workspace_id)?.workspace_uid;
+    match (asked.app_id, asked.nonce) {
+        (None, None) => {
+            let nonce = app.store.nonces(actor.workspace_id, 1, true).await?[0];
+            Ok((app_id_of(&workspace, nonce), Some(nonce)))
+        }
+        (Some(app_id), Some(nonce)) if app_id == app_id_of(&workspace, nonce) => Ok((app_id, Some(nonce))),
+        (Some(_), Some(_)) => Err(Error::invalid("app_id", "does not belong to this nonce of the workspace")),
+        (Some(_), None) => {
+            Err(Error::invalid("nonce", "is needed with `app_id`; `GET /kms/phala/next_app_id` gives both"))
+        }
+        (None, Some(_)) => {
+            Err(Error::invalid("app_id", "is needed with `nonce`; `GET /kms/phala/next_app_id` gives both"))
+        }
+    }
+}
+
+/// Nodes that may take it, the one with the most free memory first.
+fn candidates(app: &App, asked: &CvmProvision) -> Result<Vec<NodeRow>> {
+    let mut nodes = app.store.nodes()?;
+    nodes.retain(|node| app.node(node.id).is_some());
+    if let Some(id) = asked.node_id {
+        nodes.retain(|node| node.id == id);
+        if nodes.is_empty() {
+            return Err(Error::NotFound { what: Resource::Node });
+        }
+    }
+    if let Some(region) = &asked.region {
+        nodes.retain(|node| node.facts.region.eq_ignore_ascii_case(region));
+        if nodes.is_empty() {
+            let message = format!("there is no node in region `{region}`");
+            return Err(Error::rejected(codes::NODE_NOT_FOUND, "region", message));
+        }
+    }
+    // Machines without graphics cards leave the nodes that have some to those that need them.
+    let wants_gpus = asked.gpus.is_value();
+    nodes.sort_by_key(|node| {
+        let has_gpus = node.facts.capacity.gpus > 0;
+        (has_gpus != wants_gpus, std::cmp::Reverse(node.free().memory_mb), node.id)
+    });
+    Ok(nodes)
+}
+
+/// The newest image of the wanted kind, where the request names none.
+fn default_image<'a>(images: &'a [Image], asked: &CvmProvision, wish: &Wish) -> Option<&'a Image> {
+    let dev = asked.prefer_dev.unwrap_or(false);
+    let gpus = wish.patch.gpus.is_value();
+    let fitting = |dev: bool| {
+        let fits = move |image: &&Image| image.is_dev == dev && image.requires_gpu == gpus;
+        images.iter().filter(fits).max_by(|a, b| a.version.cmp(&b.version))
+    };
+    fitting(dev).or_else(|| fitting(!dev)).or_else(|| images.iter().find(|image| !image.requires_gpu))
+}
+
+/// Says now what the booking would say later.
+fn fits(node: &NodeRow, spec: &Spec) -> Result<()> {
+    let (free, asked): (Booking, Booking) = (node.free(), spec.booking());
+    let conflict = |code, what: &str, asked: u32, free: u32| {
+        let message = format!("{asked} {what} asked for, node {} has {free} left", node.facts.name);
+        Err(Error::Conflict { code: Some(code), message })
+    };
+    if asked.vcpu > free.vcpu {
+        conflict(codes::INSUFFICIENT_VCPU, "vCPUs", asked.vcpu, free.vcpu)
+    } else if asked.memory_mb > free.memory_mb {
+        conflict(codes::INSUFFICIENT_MEMORY, "MB of memory", asked.memory_mb, free.memory_mb)
+    } else if asked.disk_gb > free.disk_gb {
+        conflict(codes::RESOURCE_NOT_AVAILABLE, "GB of disk", asked.disk_gb, free.disk_gb)
+    } else if asked.gpus > free.gpus {
+        conflict(codes::INSUFFICIENT_GPU, "GPUs", asked.gpus, free.gpus)
+    } else {
+        Ok(())
+    }
+}
+
+/// A CVM that was made, and its first spec.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// The CVM.
+    pub cvm: Cvm,
+    /// Its spec.
+    pub spec: Spec,
+}
+
+/// Makes the CVM that was provisioned. Asked again for the same app and hash, it gives the CVM that there is.
+pub async fn create(
+    app: &App,
+    actor: &Actor,
+    author: Author,
+    asked: CvmCreate,
+    receipt: Option<Receipt<Created>>,
+) -> Result<Created> {
+    if let Some(existing) = existing(app, actor, asked.app_id, asked.compose_hash)? {
+        return Ok(existing);
+    }
+    let now = app.clock.now();
+    let found = app.store.provision(actor.workspace_id, None, asked.app_id, asked.compose_hash, now);
+    let content = match found {
+        Err(store::Error::Missing) => {
+            let message =
+                "nothing is provisioned for this app id and compose hash, or it has expired; provision again";
+            return Err(Error::Rejected { code: None, field: None, message: message.into() });
+        }
+        other => other?,
+    };
+    let Prepared { name, listed, app_id, nonce, kms, node_id, mut spec } = serde_json::from_str(&content)
+        .map_err(|source| Error::internal("read what was provisioned")(source.into()))?;
+    let document = spec.compose.parsed();
+    super::update::check_env_keys(&document, asked.env_keys.as_deref())?;
+    if let Some(sealed) = &asked.encrypted_env {
+        spec.sealed_env = Some(Arc::from(sealed.as_bytes()));
+    }
+    let new = NewCvm {
+        uid: format!("cvm_{}", app.clock.random_text(10)).parse().expect("letters and digits"),
+        vm_uuid: VmUuid(app.clock.new_uuid_v4()),
+        workspace_id: actor.workspace_id,
+        app_id,
+        app_uid: format!("dapp_{}", app.clock.random_text(10)),
+        kms,
+        node_id,
+        name,
+        listed,
+        spec: spec.clone(),
+        nonce,
+        op: OperationId(app.clock.new_id()),
+        author,
+        at: now,
+    };
+    let receipt = receipt.map(|receipt| {
+        let spec = spec.clone();
+        receipt
+            .of(move |accepted: &store::Accepted| Created { cvm: accepted.cvm.clone(), spec: spec.clone() })
+    });
+    let accepted = app.store.cvm_create(new, receipt).await?;
+    app.wake();
+    Ok(Created { cvm: accepted.cvm, spec })
+}
+
+/// The CVM that an earlier call already made, or the conflict with it.
+fn existing(app: &App, actor: &Actor, app_id: AppId, hash: ComposeHash) -> Result<Option<Created>> {
+    let known = match app.store.app(actor.workspace_id, &app_id) {
+        Err(store::Error::Missing) => return Ok(None),
+        other => other?,
+    };
+    let filter = CvmFilter { app: Some(known.id), limit: 100, ..CvmFilter::default() };
+    let (cvms, _) = app.store.cvms(actor.workspace_id, &filter)?;
+    let Some(newest) = cvms.first() else { return Ok(None) };
+    for cvm in &cvms {
+        let first = app.store.spec(cvm.id, 1)?;
+        if first.compose.hash == hash {
+            return Ok(Some(Created { cvm: cvm.clone(), spec: app.store.spec(cvm.id, cvm.revision)? }));
+        }
+    }
+    let message = format!("this app id is already used by {}", newest.name);
+    Err(Error::Conflict { code: Some(codes::CVM_APP_ID_CONFLICT), message })
+}

@@ -1,0 +1,14 @@
+//! What the server does over time: decide first, then do, and survive anything.
+//!
+//! A handler decides with a pure function and stores the decision in one transaction. A [`worker`] claims what was stored and
+//! carries it on, [`step`] by step; every step can be repeated, so a crash or a late worker leads to the same end.
+
+pub mod approval;
+pub mod create;
+pub mod operation;
+pub mod power;
+pub mod reconcile;
+pub mod step;
+pub mod sweep;
+pub mod update;
+pub mod worker;

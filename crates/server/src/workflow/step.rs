@@ -1,0 +1,197 @@
+//! The side effects of a step. Each states a target and can be repeated.
+
+use std::future::Future;
+use std::time::Duration;
+
+use crate::app::App;
+use crate::cvm::spec::Booking;
+use crate::driver::{self, AfterTimeout, At, Driver, Guest, Observed, Stop, Stopped};
+use crate::store::Work;
+use crate::workflow::operation::{FailCode, FailReason, Kind, Operation, StepName};
+
+/// How long an unreachable node is asked again while the machine is still untouched.
+pub const GIVE_UP_BEFORE_STOP: Duration = Duration::from_secs(300);
+
+/// Why a step did not end.
+#[derive(Debug)]
+pub enum Trouble {
+    /// It never will.
+    Fail(FailReason),
+    /// It may, later.
+    Wait(String),
+    /// The operation is in other hands.
+    Lost,
+}
+
+/// Does what `step` of this work asks for.
+pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Option<Observed>, Trouble> {
+    let node = app.node(work.cvm.node_id).ok_or_else(|| {
+        Trouble::Wait(format!("node {} of this CVM, which the configuration does not name", work.cvm.node_id))
+    })?;
+    let driver = node.driver.as_ref();
+    let operation = &work.operation;
+    let at = At { vm: work.cvm.vm_uuid, generation: operation.generation };
+    let outcome = match step {
+        StepName::Stage => within(app, stage(driver, at, work)).await.map(|()| None),
+        StepName::Stop => match stop(app, driver, at, operation).await {
+            Ok(Stopped::Off) => Ok(None),
+            Ok(Stopped::StillRunning) => return Err(Trouble::Fail(stop_timed_out(operation))),
+            Err(error) => Err(error),
+        },
+        StepName::Apply => within(app, driver.ensure_applied(at, &work.machine)).await.map(|()| None),
+        StepName::Start => within(app, driver.ensure_started(at)).await.map(|()| None),
+        StepName::Observe => observe(app, driver, work).await.map(Some),
+        StepName::Remove => within(app, driver.ensure_absent(at)).await.map(|()| None),
+    };
+    let outcome = match outcome {
+        Ok(None) if operation.step + 1 == operation.steps.len() => last_look(app, driver, work, step).await,
+        other => other,
+    };
+    outcome.map_err(|error| trouble(app, operation, &node.facts.name, error))
+}
+
+/// An answer that takes longer than this is none. Shorter than a lease.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// The answer of a node, if it comes in time.
+async fn within<T>(app: &App, call: impl Future<Output = driver::Result<T>>) -> driver::Result<T> {
+    app.clock.within(ANSWER, call).await.unwrap_or_else(|| Err(no_answer()))
+}
+
+fn no_answer() -> driver::Error {
+    driver::Error::Unreachable(format!("no answer within {} s", ANSWER.as_secs()))
+}
+
+async fn stage(driver: &dyn Driver, at: At, work: &Work) -> driver::Result<()> {
+    let had_a_machine = work.cvm.observed.is_some();
+    if work.operation.kind == Kind::Recover && had_a_machine && driver.observe(&[at.vm]).await?.is_empty() {
+        // Making it again would bring it back without its data, and nobody asked for that.
+        return Err(driver::Error::Refused(
+            "the machine is gone from its node; `start` makes it again, with an empty disk".into(),
+        ));
+    }
+    driver.ensure_staged(at, &work.machine).await
+}
+
+/// The guest gets its whole time whenever it is asked: how long a node was away, or we were, is not its fault.
+async fn stop(app: &App, driver: &dyn Driver, at: At, operation: &Operation) -> driver::Result<Stopped> {
+    if operation.options.hard || operation.kind.stops_hard() {
+        return within(app, driver.ensure_stopped(at, Stop::Force)).await;
+    }
+    let timeout = operation.options.shutdown_timeout();
+    let then = if operation.options.allow_force_stop { AfterTimeout::Force } else { AfterTimeout::GiveUp };
+    let call = driver.ensure_stopped(at, Stop::Graceful { timeout, then });
+    app.clock.within(timeout + ANSWER, call).await.unwrap_or_else(|| Err(no_answer()))
+}
+
+/// A machine that stays off is looked at once more: for what clients see of it, and because "applied" has to be true.
+async fn last_look(
+    app: &App,
+    driver: &dyn Driver,
+    work: &Work,
+    step: StepName,
+) -> driver::Result<Option<Observed>> {
+    if step == StepName::Remove {
+        return Ok(None);
+    }
+    let seen = within(app, driver.observe(&[work.cvm.vm_uuid])).await?.pop();
+    match seen.as_ref().and_then(|seen| difference(work, seen)) {
+        Some(what) if step == StepName::Apply => Err(driver::Error::BootFailed(what)),
+        _ => Ok(seen),
+    }
+}
+
+fn stop_timed_out(operation: &Operation) -> FailReason {
+    let seconds = operation.options.shutdown_timeout().as_secs();
+    let message = match operation.kind {
+        Kind::PutBack => {
+            format!("the guest did not go down within {seconds} s; call `stop`, which cuts its power")
+        }
+        _ => format!(
+            "the guest did not go down within {seconds} s; raise `shutdown_timeout` or set `allow_force_stop`"
+        ),
+    };
+    FailReason { code: FailCode::StopTimedOut, message }
+}
+
+/// Waits until the guest reports that it runs exactly what was asked for. A running process is not success.
+async fn observe(app: &App, driver: &dyn Driver, work: &Work) -> driver::Result<Observed> {
+    // Counted from the first answer: a machine is not slow because its node was away.
+    let mut deadline = None;
+    loop {
+        let seen = within(app, driver.observe(&[work.cvm.vm_uuid])).await?.pop();
+        let deadline = *deadline.get_or_insert_with(|| app.clock.now() + driver.boot_deadline());
+        let Some(seen) = seen else {
+            return Err(driver::Error::BootFailed("the machine is not on its node".into()));
+        };
+        match &seen.guest {
+            Guest::Done => {
+                return match difference(work, &seen) {
+                    None => Ok(seen),
+                    Some(what) => Err(driver::Error::BootFailed(what)),
+                };
+            }
+            Guest::Failed { error } => return Err(driver::Error::BootFailed(error.clone())),
+            Guest::Exited => {
+                return Err(driver::Error::BootFailed("the machine went down while it booted".into()));
+            }
+            Guest::Off => return Err(driver::Error::BootFailed("the machine is off".into())),
+            Guest::Booting { progress } if app.clock.now() >= deadline => {
+                let seconds = driver.boot_deadline().as_secs();
+                let what = format!("the guest did not report \"done\" within {seconds} s; last: {progress}");
+                return Err(driver::Error::BootFailed(what));
+            }
+            Guest::Booting { .. } => app.clock.sleep(driver.poll_interval()).await,
+        }
+    }
+}
+
+/// What the node runs instead of what was asked for.
+fn difference(work: &Work, seen: &Observed) -> Option<String> {
+    let wanted = &work.machine;
+    let differs = |what: &str, wanted: &dyn std::fmt::Display, seen: &dyn std::fmt::Display| {
+        Some(format!("the machine runs with {what} {seen}, not {wanted}"))
+    };
+    let size = |size: &Booking| {
+        format!("{} vCPU, {} MB, {} GB disk, {} GPUs", size.vcpu, size.memory_mb, size.disk_gb, size.gpus)
+    };
+    if seen.compose_hash != wanted.spec.compose.hash {
+        differs("compose hash", &wanted.spec.compose.hash, &seen.compose_hash)
+    } else if seen.revision != wanted.revision {
+        differs("revision", &wanted.revision, &seen.revision)
+    } else if seen.size != wanted.spec.booking() {
+        differs("size", &size(&wanted.spec.booking()), &size(&seen.size))
+    } else if seen.image != wanted.spec.image {
+        differs("OS image", &wanted.spec.image, &seen.image)
+    } else if seen.instance_id != wanted.instance_id {
+        differs("instance id", &wanted.instance_id, &seen.instance_id)
+    } else if seen.encrypted_env_sha256 != wanted.spec.sealed_env_sha256() {
+        Some("the machine runs with another sealed environment".to_owned())
+    } else if seen.user_config_sha256 != wanted.spec.user_config_sha256() {
+        Some("the machine runs with another user config".to_owned())
+    } else {
+        None
+    }
+}
+
+fn trouble(app: &App, operation: &Operation, node: &str, error: driver::Error) -> Trouble {
+    match error {
+        driver::Error::Refused(message) => Trouble::Fail(FailReason { code: FailCode::Refused, message }),
+        driver::Error::BootFailed(message) => {
+            Trouble::Fail(FailReason { code: FailCode::BootFailed, message })
+        }
+        driver::Error::Stale { .. } => Trouble::Lost,
+        driver::Error::Unreachable(why) => {
+            let step = operation.current_step();
+            let begun = step.and_then(|step| step.started_at).unwrap_or(operation.created_at);
+            let untouched = step.is_some_and(|step| step.name == StepName::Stage);
+            let waited = Duration::try_from(app.clock.now().duration_since(begun)).unwrap_or_default();
+            if untouched && waited >= GIVE_UP_BEFORE_STOP {
+                let message = format!("node {node} did not answer for {} s: {why}", waited.as_secs());
+                Trouble::Fail(FailReason { code: FailCode::Unreachable, message })
+            } else {
+                Trouble::Wait(format!("node {node}: {why}"))
+            }
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Updates: plan, accept, and hear about it when the CVM moved meanwhile.
+
+use casemate_types::compose::ComposeDoc;
+use casemate_types::error::codes;
+use casemate_types::ids::OperationId;
+
+use super::approval::{self, Ask};
+use super::operation::{Kind, Operation, Options};
+use crate::app::App;
+use crate::auth::Author;
+use crate::cvm::plan::{Approval, Current, INSTANCE_TYPES, Plan, Rules, Steps, Wish, plan_update};
+use crate::cvm::spec::Spec;
+use crate::cvm::state::Cvm;
+use crate::error::{Error, ProofCheck, Resource, Result};
+use crate::store::{self, Closing, NewOperation, NewSpec, Receipt, constraint};
+
+/// How often a plan is made again because the CVM moved.
+pub(super) const ATTEMPTS: usize = 3;
+
+/// A request to change a CVM.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What it asks for.
+    pub wish: Wish,
+    /// What the operation is called.
+    pub kind: Kind,
+    /// The state that the caller has seen, as `<revision>.<generation>`.
+    pub if_match: Option<String>,
+    /// Who asks.
+    pub author: Author,
+    /// Keeps the answer together with what it answers.
+    pub receipt: Option<Receipt<Outcome>>,
+}
+
+impl Request {
+    /// `Changed` if the caller has seen another state than this.
+    pub fn check_match(&self, cvm: &Cvm) -> Result<()> {
+        match &self.if_match {
+            Some(expected) if *expected != cvm.tag() => Err(Error::Changed { expected: expected.clone() }),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// What became of a request.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It is stored and will be carried out.
+    Accepted(Box<Accepted>),
+    /// Somebody has to say yes first.
+    NeedsApproval(Box<Ask>),
+}
+
+/// An accepted request.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// The operation; without steps when there was nothing to do on the node.
+    pub operation: Operation,
+    /// The CVM as clients see it from now on.
+    pub cvm: Cvm,
+    /// The plan it was made from.
+    pub plan: Plan,
+}
+
+impl Accepted {
+    /// The spec that it leads to.
+    pub fn target(&self, app: &App) -> Result<Spec> {
+        match &self.plan {
+            Plan::Steps(steps) => Ok(steps.spec.clone()),
+            Plan::Nothing | Plan::Records { .. } => Ok(app.store.spec(self.cvm.id, self.operation.target)?),
+        }
+    }
+
+    /// What the caller should know.
+    pub fn warnings(&self) -> &[String] {
+        match &self.plan {
+            Plan::Steps(steps) => &steps.warnings,
+            Plan::Nothing | Plan::Records { .. } => &[],
+        }
+    }
+}
+
+/// Accepts an update of `cvm`, or says what it needs first.
+///
+/// A request that the operation in flight already fulfils gets that operation. Any other on a busy CVM is a conflict without
+/// code: it may work later.
+pub async fn accept(app: &App, mut cvm: Cvm, request: Request) -> Result<Outcome> {
+    for _ in 0..ATTEMPTS {
+        request.check_match(&cvm)?;
+        if cvm.open.is_some() {
+            return join(app, cvm, &request);
+        }
+        let plan = plan(app, &cvm, cvm.revision, &request.wish)?;
+        if let Plan::Steps(steps) = &plan
+            && steps.approval == Approval::Needed
+        {
+            return approval::ask(app, &cvm, steps, &request).await.map(Outcome::NeedsApproval);
+        }
+        match store_plan(app, &cvm, plan, &request, None).await {
+            Ok(accepted) => return Ok(Outcome::Accepted(Box::new(accepted))),
+            Err(store::Error::Changed | store::Error::OperationOpen) => cvm = app.store.cvm(cvm.id)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(busy())
+}
+
+/// The answer while an operation is at work: that operation, if it leads exactly where the request wants to go.
+fn join(app: &App, cvm: Cvm, request: &Request) -> Result<Outcome> {
+    let open = app.store.operation_open(cvm.id)?.ok_or_else(busy)?;
+    if open.kind != request.kind {
+        return Err(busy());
+    }
+    let mut target = cvm.clone();
+    target.listed = open.options.records.listed.unwrap_or(target.listed);
+    target.name = open.options.records.name.clone().unwrap_or(target.name);
+    match plan(app, &target, open.target, &request.wish)? {
+        Plan::Nothing => {
+            Ok(Outcome::Accepted(Box::new(Accepted { operation: open, cvm, plan: Plan::Nothing })))
+        }
+        Plan::Records { .. } | Plan::Steps(_) => Err(busy()),
+    }
+}
+
+/// What `wish` would mean for `cvm` if revision `base` were its current one.
+pub fn plan(app: &App, cvm: &Cvm, base: u64, wish: &Wish) -> Result<Plan> {
+    let spec = app.store.spec(cvm.id, base)?;
+    let rules = rules(app, cvm.node_id, &cvm.kms)?;
+    plan_update(&Current { cvm, spec: &spec }, wish, &rules)
+}
+
+/// What a node and the operator allow to a CVM with this key service.
+pub fn rules<'a>(app: &'a App, node_id: i64, kms: &str) -> Result<Rules<'a>> {
+    let node = app.node(node_id).ok_or(Error::NotFound { what: Resource::Node })?;
+    Ok(Rules {
+        limits: app.config.limits,
+        images: &node.facts.images,
+        node_gpus: node.facts.capacity.gpus,
+        gpu_product: node.facts.gpu_product.as_deref(),
+        instance_types: INSTANCE_TYPES,
+        contract_owned: app.config.kms_is_contract_owned(kms),
+    })
+}
+
+/// Stores a plan that was made for `cvm` as it is. `Changed` or `OperationOpen` if it no longer is.
+pub(super) async fn store_plan(
+    app: &App,
+    cvm: &Cvm,
+    plan: Plan,
+    request: &Request,
+    closes: Option<Closing>,
+) -> store::Result<Accepted> {
+    let new = NewOperation { closes, ..new_operation(app, cvm, &plan, request) };
+    let of_plan = |accepted: &store::Accepted, plan: &Plan| {
+        let (operation, cvm) = (accepted.operation.clone(), accepted.cvm.clone());
+        Accepted { operation, cvm, plan: plan.clone() }
+    };
+    let receipt = request.receipt.as_ref().map(|receipt| {
+        let plan = plan.clone();
+        receipt.of(move |accepted| Outcome::Accepted(Box::new(of_plan(accepted, &plan))))
+    });
+    let accepted = app.store.operation_accept(new, cvm.generation, receipt).await?;
+    app.wake();
+    Ok(Accepted { operation: accepted.operation, cvm: accepted.cvm, plan })
+}
+
+/// Stores plans for several CVMs at once. One that is busy or has moved is left out, and the others are not.
+pub async fn accept_each(
+    app: &App,
+    planned: Vec<(Cvm, Plan)>,
+    kind: Kind,
+    author: &Author,
+    receipt: Option<Receipt<Vec<Option<store::Accepted>>>>,
+) -> Result<Vec<Option<store::Accepted>>> {
+    let request =
+        Request { wish: Wish::default(), kind, if_match: None, author: author.clone(), receipt: None };
+    let new = planned
+        .into_iter()
+        .map(|(cvm, plan)| (new_operation(app, &cvm, &plan, &request), cvm.generation))
+        .collect();
+    let accepted = app.store.operations_accept(new, receipt).await?;
+    app.wake();
+    Ok(accepted)
+}
+
+fn new_operation(app: &App, cvm: &Cvm, plan: &Plan, request: &Request) -> NewOperation {
+    let (spec, options, diff) = match plan.clone() {
+        Plan::Nothing => (None, Options::default(), Vec::new()),
+        Plan::Records { records, diff } => (None, Options { records, ..Options::default() }, diff),
+        Plan::Steps(steps) => {
+            let Steps { spec, content_of, diff, options, .. } = *steps;
+            (Some(NewSpec { spec, content_of }), options, diff)
+        }
+    };
+    NewOperation {
+        id: OperationId(app.clock.new_id()),
+        cvm_id: cvm.id,
+        kind: request.kind,
+        steps: plan.steps(request.kind, cvm.power).to_vec(),
+        power: None,
+        spec,
+        options,
+        diff,
+        closes: None,
+        author: request.author.clone(),
+        at: app.clock.now(),
+    }
+}
+
+/// Refuses names of variables that the compose file does not let in: the guest would drop them.
+pub fn check_env_keys(document: &ComposeDoc, keys: Option<&[String]>) -> Result<()> {
+    let allowed = document.allowed_envs();
+    let stray: Vec<_> = keys
+        .unwrap_or_default()
+        .iter()
+        .filter(|key| !allowed.contains(&key.as_str()))
+        .map(String::as_str)
+        .collect();
+    if stray.is_empty() {
+        return Ok(());
+    }
+    let message =
+        format!("{} not in `allowed_envs` of the compose file ({})", stray.join(", "), allowed.join(", "));
+    Err(Error::invalid("env_keys", message))
+}
+
+/// Another operation is at work. No code: the same request may work later.
+pub fn busy() -> Error {
+    Error::Conflict { code: None, message: "another operation is already running for this CVM".into() }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        let conflict = |code, message: &str| Self::Conflict { code: Some(code), message: message.into() };
+        match error {
+            store::Error::Missing => Self::NotFound { what: Resource::Cvm },
+            store::Error::OperationOpen | store::Error::Changed => busy(),
+            store::Error::ClaimLost => {
+                conflict(codes::INVALID_REQUEST, "the operation can no longer be changed")
+            }
+            store::Error::Constraint(constraint::CVM_NAME) => {
+                conflict(codes::DUPLICATE_CVM_NAME, "the name is already in use in this workspace")
+            }
+            store::Error::Constraint(constraint::APP_ID) => {
+                conflict(codes::CVM_APP_ID_CONFLICT, "this app id is already in use")
+            }
+            store::Error::Constraint(constraint::VCPU) => {
+                conflict(codes::INSUFFICIENT_VCPU, "the node has not enough vCPUs left")
+            }
+            store::Error::Constraint(constraint::MEMORY) => {
+                conflict(codes::INSUFFICIENT_MEMORY, "the node has not enough memory left")
+            }
+            store::Error::Constraint(constraint::GPUS) => {
+                conflict(codes::INSUFFICIENT_GPU, "the node has not enough GPUs left")
+            }
+            store::Error::Constraint(_) => {
+                conflict(codes::RESOURCE_NOT_AVAILABLE, "the node has not enough disk left")
+            }
+            store::Error::Answered => Self::Conflict {
+                code: None,
+                message: "the first request with this Idempotency-Key is still being answered".into(),
+            },
+            store::Error::ApprovalClosed => Self::Proof {
+                check: ProofCheck::Hash,
+                message: "the approval was used, replaced, or has expired".into(),
+            },
+            store::Error::Swept(oldest) => Self::Gone { oldest },
+            store::Error::Unavailable(source) => {
+                Self::Unavailable { service: "the store", source: source.into() }
+            }
+            store::Error::Broken(source) => Self::Internal { doing: "use the store", source: source.into() },
+            store::Error::Unreadable { what, source } => Self::Internal { doing: what, source },
+        }
+    }
+}

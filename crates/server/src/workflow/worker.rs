@@ -1,0 +1,187 @@
+//! Workers: claim an operation with a lease, run a step, record it together with the beginning of the next.
+//!
+//! A signal wakes a worker sooner; the store says what to do; a lost signal is found when the next lease or wait ends. A worker
+//! that dies or oversleeps is replaced when its lease ends, and what it still does then is refused by the store and the node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use casemate_types::ids::OperationId;
+use tokio_util::sync::CancellationToken;
+
+use super::operation::{Operation, StepName, aftermath};
+use super::step::{self, Trouble};
+use crate::app::App;
+use crate::store::{self, Work};
+
+/// How long a claim holds without a sign of life.
+pub const LEASE: Duration = Duration::from_secs(30);
+
+/// How many operations one process works on at a time.
+const AT_ONCE: usize = 64;
+
+/// How long a worker rests at most: bounds what a lost signal can cost.
+const REST: Duration = Duration::from_secs(5);
+
+/// A place in the life of a step where something can go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Moment {
+    /// Nothing of the step has been done.
+    Before,
+    /// The node was called, and that was not recorded.
+    Between,
+    /// It was recorded, and the next step has not begun.
+    After,
+}
+
+/// Lets a test stop a worker at an exact place.
+#[async_trait]
+pub trait Probe: Send + Sync {
+    /// Called at every moment of every step. False: the worker dies here.
+    async fn reached(&self, operation: &Operation, step: StepName, moment: Moment) -> bool;
+}
+
+/// Stops nobody.
+pub struct NoProbe;
+
+#[async_trait]
+impl Probe for NoProbe {
+    async fn reached(&self, _: &Operation, _: StepName, _: Moment) -> bool {
+        true
+    }
+}
+
+/// Works until `stop` is cancelled. A step in flight is left where it is: the next process goes on with it.
+pub async fn run(app: App, probe: Arc<dyn Probe>, stop: CancellationToken) {
+    let slots = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    while !stop.is_cancelled() {
+        let woken = app.woken();
+        let free = slots.available_permits();
+        let (found, troubled) = match claim(&app, free).await {
+            Ok(found) => (found, false),
+            Err(error) => {
+                tracing::error!(%error, "operations cannot be claimed");
+                (Vec::new(), true)
+            }
+        };
+        let idle = found.is_empty();
+        for work in found {
+            let permit = Arc::clone(&slots).acquire_owned().await.expect("never closed");
+            let (app, probe, stop) = (app.clone(), Arc::clone(&probe), stop.clone());
+            tokio::spawn(async move {
+                stop.run_until_cancelled(carry(&app, work, probe.as_ref())).await;
+                drop(permit);
+                app.wake();
+            });
+        }
+        if idle {
+            // Who has its hands full need not know what is due: whoever is done next says so.
+            let rest = if free == 0 || troubled { REST } else { until_next(&app) };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = woken => {}
+                () = app.clock.sleep(rest) => {}
+            }
+        }
+    }
+}
+
+async fn claim(app: &App, limit: usize) -> store::Result<Vec<Work>> {
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
+    let now = app.clock.now();
+    app.store.operation_claim(now, now + LEASE, limit).await
+}
+
+fn until_next(app: &App) -> Duration {
+    let due = app.store.operation_next_due().ok().flatten();
+    let wait = due.and_then(|due| Duration::try_from(due.duration_since(app.clock.now())).ok());
+    wait.unwrap_or(REST).clamp(Duration::from_millis(1), REST)
+}
+
+/// Carries one claimed operation on until it ends, has to wait, or is in other hands.
+pub async fn carry(app: &App, mut work: Work, probe: &dyn Probe) {
+    while let Some(name) = work.operation.current_step().map(|step| step.name) {
+        let operation = &work.operation;
+        if !probe.reached(operation, name, Moment::Before).await {
+            return;
+        }
+        let outcome = tokio::select! {
+            outcome = step::perform(app, &work, name) => outcome,
+            () = keep_claim(app, operation) => Err(Trouble::Lost),
+        };
+        if !probe.reached(operation, name, Moment::Between).await {
+            return;
+        }
+        match record(app, operation, name, outcome).await {
+            Ok(Some(next)) => work.operation = next,
+            Ok(None) => return,
+            Err(store::Error::ClaimLost) => {
+                tracing::info!(op.id = %operation.id, step = %name, "another worker has this operation now");
+                return;
+            }
+            Err(error) => {
+                // The lease ends, and the step is done again.
+                tracing::error!(op.id = %operation.id, step = %name, %error, "a step was not recorded");
+                return;
+            }
+        }
+        if !probe.reached(&work.operation, name, Moment::After).await {
+            return;
+        }
+    }
+}
+
+/// Records how a step ended. The operation, if its next step is now to be done.
+async fn record(
+    app: &App,
+    operation: &Operation,
+    name: StepName,
+    outcome: Result<Option<crate::driver::Observed>, Trouble>,
+) -> store::Result<Option<Operation>> {
+    let (id, held, now) = (operation.id, operation.held(), app.clock.now());
+    match outcome {
+        Ok(seen) => {
+            let next = app.store.step_done(held, seen, now).await?;
+            tracing::info!(cvm.id = operation.cvm_id, op.id = %id, step = %name, attempt = operation.attempt,
+                "step {name} of {id} finished");
+            Ok(next.state.is_open().then_some(next))
+        }
+        Err(Trouble::Wait(what)) => {
+            let not_before = now + back_off(operation.attempt);
+            tracing::warn!(cvm.id = operation.cvm_id, op.id = %id, step = %name, attempt = operation.attempt,
+                "step {name} of {id} waits for {what}");
+            app.store.step_postpone(held, what, not_before, now).await?;
+            Ok(None)
+        }
+        Err(Trouble::Fail(reason)) => {
+            tracing::warn!(cvm.id = operation.cvm_id, op.id = %id, step = %name, attempt = operation.attempt,
+                "step {name} of {id} failed: {}", reason.message);
+            let aftermath = aftermath(operation, &reason);
+            let put_back = OperationId(app.clock.new_id());
+            app.store.operation_fail(held, reason, aftermath, put_back, now).await?;
+            Ok(None)
+        }
+        Err(Trouble::Lost) => Err(store::Error::ClaimLost),
+    }
+}
+
+/// Half a second, doubled with every attempt, at most half a minute.
+fn back_off(attempt: u32) -> Duration {
+    Duration::from_millis(500 << attempt.saturating_sub(1).min(6)).min(Duration::from_secs(30))
+}
+
+/// Renews the claim while a step takes its time. Returns when it is lost.
+async fn keep_claim(app: &App, operation: &Operation) {
+    loop {
+        app.clock.sleep(LEASE / 3).await;
+        let lease_until = app.clock.now() + LEASE;
+        match app.store.operation_renew(operation.held(), lease_until).await {
+            Ok(()) => {}
+            Err(store::Error::ClaimLost) => return,
+            Err(error) => tracing::warn!(op.id = %operation.id, %error, "a claim was not renewed"),
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! Updates that a contract has to approve: asked for, proven, committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::Method;
+use casemate_chain::Scripted;
+use casemate_server::cvm::state::{Cvm, Status};
+use casemate_server::driver::Driver;
+use casemate_testkit::{World, compose};
+use casemate_types::ids::{ComposeHash, TxHash};
+use serde_json::{Value, json};
+
+use crate::client::{Answer, Client};
+
+const TX: TxHash = TxHash([7; 32]);
+const OTHER_TX: TxHash = TxHash([8; 32]);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A CVM of an app whose contract decides.
+pub(crate) async fn deploy(world: &World, client: &Client) -> Cvm {
+    deploy_as(world, client, "web-one").await
+}
+
+async fn deploy_as(world: &World, client: &Client, name: &str) -> Cvm {
+    let asked = json!({
+        "name": name, "kms": "BASE", "compose_file": { "docker_compose_file": compose("web:1") },
+    });
+    let prepared = client.post("/cvms/provision", asked).await.expect(200);
+    assert_eq!(prepared["kms_info"]["chain_id"], 8453);
+    let asked = json!({ "app_id": prepared["app_id"], "compose_hash": prepared["compose_hash"] });
+    let made = client.post("/cvms", asked).await.expect(200);
+    world.settle().await;
+    let uuid = made["vm_uuid"].as_str().expect("an id").parse().expect("an id");
+    world.app.store.cvms_by_uuid(world.actor.workspace_id, &[uuid]).expect("reads").remove(0)
+}
+
+struct Stage {
+    world: World,
+    chain: Arc<Scripted>,
+    client: Client,
+    cvm: Cvm,
+}
+
+impl Stage {
+    async fn start() -> Self {
+        let chain = Arc::new(Scripted::default());
+        let world = World::with_chain(chain.clone()).await;
+        let client = Client::of(&world).await;
+        let cvm = deploy(&world, &client).await;
+        chain.allow_device(cvm.app_id, &world.app.node(cvm.node_id).expect("a node").facts.device_id);
+        Self { world, chain, client, cvm }
+    }
+
+    fn path(&self, rest: &str) -> String {
+        format!("/cvms/{}{rest}", self.cvm.uid)
+    }
+
+    fn now(&self) -> Cvm {
+        self.world.cvm(&self.cvm)
+    }
+
+    async fn boots(&self) -> u64 {
+        self.world.sim.observe(&[self.cvm.vm_uuid]).await.expect("answers")[0].boot_count
+    }
+
+    /// Asks for `body`, and gives the hash that has to be registered.
+    async fn ask(&self, body: Value) -> ComposeHash {
+        hash(&self.client.patch(&self.path(""), body).await)
+    }
+
+    /// Prepares `body` for somebody else: the hash, and the token.
+    async fn prepare(&self, body: Value) -> (ComposeHash, String) {
+        let answer = self.client.header("x-prepare-only", "true").patch(&self.path(""), body).await;
+        (hash(&answer), text(&detail(&answer, "commit_token")))
+    }
+
+    async fn confirm(&self, hash: ComposeHash, tx: &str) -> Answer {
+        let client = self.client.header("x-compose-hash", hash.to_string()).header("x-transaction-hash", tx);
+        client.patch(&self.path(""), json!({})).await
+    }
+
+    async fn commit(&self, token: &str, hash: &str, tx: &str) -> Answer {
+        let body = json!({ "token": token, "compose_hash": hash, "transaction_hash": tx });
+        self.client.nobody().post(&self.path("/commit-update"), body).await
+    }
+
+    fn register(&self, tx: TxHash, hash: ComposeHash) {
+        self.chain.register(tx, self.cvm.app_id, hash);
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().expect("text").to_owned()
+}
+
+fn detail(answer: &Answer, field: &str) -> Value {
+    let body = answer.expect(465);
+    assert_eq!(body["error_code"], "ERR-01-005");
+    let details = body["details"].as_array().expect("a list");
+    let found = details.iter().find(|detail| detail["field"] == field);
+    found.unwrap_or_else(|| panic!("no {field} in {body}"))["value"].clone()
+}
+
+fn hash(answer: &Answer) -> ComposeHash {
+    text(&detail(answer, "compose_hash")).parse().expect("a hash")
+}
+
+fn code(answer: &Answer, status: u16) -> Value {
+    answer.expect(status)["error_code"].clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_hash_is_asked_for_and_nothing_else_is() {
+    let stage = Stage::start().await;
+    let tag = stage.now().tag();
+    let answer = stage
+        .client
+        .patch(&stage.path(""), json!({ "docker_compose_file": compose("web:2"), "vcpu": 2 }))
+        .await;
+    assert_eq!(detail(&answer, "app_id"), json!(stage.cvm.app_id));
+    assert_eq!(text(&detail(&answer, "device_id")).len(), 64);
+    let kms = detail(&answer, "kms_info");
+    for key in ["id", "slug", "url", "version", "chain_id", "kms_contract_address", "gateway_app_id"] {
+        assert!(kms.get(key).is_some(), "{key} in {kms}");
+    }
+    let fields: Vec<_> = answer.json()["details"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|entry| text(&entry["field"]))
+        .collect();
+    assert_eq!(fields, ["compose_hash", "app_id", "device_id", "kms_info"]);
+    assert_eq!((stage.now().tag(), stage.now().status, stage.now().open), (tag, Status::Running, None));
+    for (rest, body) in [
+        ("/visibility", json!({ "public_logs": false })),
+        ("/docker-compose", json!({ "docker_compose_file": compose("web:3") })),
+        ("/pre-launch-script", json!({ "pre_launch_script": "echo" })),
+    ] {
+        hash(&stage.client.patch(&stage.path(rest), body).await);
+    }
+    let dry =
+        stage.client.patch(&stage.path("?dry_run=true"), json!({ "public_logs": false })).await.expect(200);
+    assert_eq!(dry["plan"]["needs_approval"], true);
+    assert_eq!(stage.chain.questions(), []);
+    let audit = stage.client.json("/audit").await;
+    assert!(audit.to_string().contains("approval.opened"), "{audit}");
+    // What is not measured needs nobody's yes, and neither does nothing.
+    stage.client.patch(&stage.path(""), json!({ "docker_compose_file": compose("web:1") })).await.expect(202);
+    stage.client.patch(&stage.path(""), json!({ "vcpu": 2 })).await.expect(202);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proven_update_runs_and_fields_outside_it_keep_their_values() {
+    for spelling in 0..3 {
+        let stage = Stage::start().await;
+        let asked = stage.ask(json!({ "docker_compose_file": compose("web:2") })).await;
+        // Not on the chain yet: nothing is used up.
+        let early = stage.confirm(asked, &format!("0x{TX}")).await;
+        assert_eq!(code(&early, 467), "ERR-01-007");
+        stage.client.patch(&stage.path("/resources"), json!({ "vcpu": 4 })).await.expect(202);
+        let busy = stage.confirm(asked, &format!("0x{TX}")).await.expect(409);
+        assert!(busy.get("error_code").is_none(), "{busy}");
+        stage.world.settle().await;
+
+        stage.register(TX, asked);
+        let boots = stage.boots().await;
+        let confirmed = match spelling {
+            0 => stage.confirm(asked, &format!("0x{TX}")).await,
+            1 => {
+                let body = json!({ "compose_hash": asked, "transaction_hash": format!("0x{TX}") });
+                stage.client.patch(&stage.path(""), body).await
+            }
+            _ => {
+                let body =
+                    json!({ "composeHash": format!("0x{asked}"), "transactionHash": format!("0x{TX}") });
+                stage.client.patch(&stage.path(""), body).await
+            }
+        };
+        let confirmed = confirmed.expect(202);
+        // Sent again while it runs, it is the same update; afterwards it is over.
+        let again = stage.confirm(asked, &format!("0x{TX}")).await.expect(202);
+        assert_eq!(again["correlation_id"], confirmed["correlation_id"]);
+        stage.world.settle().await;
+        assert_eq!(code(&stage.confirm(asked, &format!("0x{TX}")).await, 466), "ERR-01-006");
+        let spec = stage.world.app.store.spec(stage.cvm.id, stage.now().revision).expect("the spec");
+        assert_eq!((spec.vcpu, spec.compose.hash, stage.boots().await), (4, asked, boots + 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proof_that_does_not_hold_says_which_check_failed() {
+    let stage = Stage::start().await;
+    let asked = stage.ask(json!({ "public_logs": false })).await;
+    let unknown = ComposeHash([9; 32]);
+    assert_eq!(code(&stage.confirm(unknown, "already-registered").await, 466), "ERR-01-006");
+    stage.register(OTHER_TX, unknown);
+    assert_eq!(code(&stage.confirm(asked, &format!("0x{OTHER_TX}")).await, 467), "ERR-01-007");
+    for state_only in ["already-registered", ""] {
+        assert_eq!(code(&stage.confirm(asked, state_only).await, 468), "ERR-01-008");
+    }
+    stage.register(TX, asked);
+    stage.chain.forbid_hash(stage.cvm.app_id, asked);
+    assert_eq!(code(&stage.confirm(asked, &format!("0x{TX}")).await, 468), "ERR-01-008");
+    stage.chain.set_down(true);
+    let down = stage.confirm(asked, &format!("0x{TX}")).await;
+    assert!(down.headers.contains_key("retry-after"));
+    down.expect(503);
+    stage.chain.set_down(false);
+    stage.confirm(asked, "nonsense").await.expect(422);
+    let lone = stage.client.header("x-transaction-hash", "already-registered");
+    lone.patch(&stage.path(""), json!({})).await.expect(422);
+    assert_eq!(stage.now().open, None);
+    // After all that it is still good, for seven days.
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.confirm(asked, "already-registered").await.expect(202);
+    stage.world.settle().await;
+    let asked = stage.ask(json!({ "public_logs": true })).await;
+    stage.world.clock.sleep(7 * DAY).await;
+    assert_eq!(code(&stage.confirm(asked, "already-registered").await, 466), "ERR-01-006");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_field_that_somebody_else_changed_is_named() {
+    let stage = Stage::start().await;
+    let asked = stage.ask(json!({ "public_logs": false, "vcpu": 2 })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.client.patch(&stage.path("/resources"), json!({ "vcpu": 3 })).await.expect(202);
+    stage.world.settle().await;
+    let questions = stage.chain.questions().len();
+    let refused = stage.confirm(asked, "already-registered").await;
+    assert!(
+        text(&refused.expect(466)["message"]).contains("Vcpu") || refused.text().contains("vcpu"),
+        "{}",
+        refused.text()
+    );
+    assert_eq!(stage.chain.questions().len(), questions, "nobody is asked about what cannot run");
+    // A later request with the same hash takes the place of the earlier one.
+    assert_eq!(stage.ask(json!({ "public_logs": false })).await, asked);
+    stage.confirm(asked, "already-registered").await.expect(202);
+    stage.world.settle().await;
+    let spec = stage.world.app.store.spec(stage.cvm.id, stage.now().revision).expect("the spec");
+    assert_eq!((spec.vcpu, spec.compose.hash), (3, asked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn text_and_environment_routes_confirm_with_the_same_body() {
+    let stage = Stage::start().await;
+    let (patch, yaml) = (Method::PATCH, "text/yaml");
+    let asked =
+        hash(&stage.client.raw(patch.clone(), &stage.path("/docker-compose"), yaml, compose("web:2")).await);
+    stage.register(TX, asked);
+    let proven = stage
+        .client
+        .header("x-compose-hash", asked.to_string())
+        .header("x-transaction-hash", format!("0x{TX}"));
+    let other = proven.raw(patch.clone(), &stage.path("/docker-compose"), yaml, compose("web:9")).await;
+    assert_eq!(code(&other, 466), "ERR-01-006");
+    let confirmed =
+        proven.raw(patch, &stage.path("/docker-compose"), yaml, compose("web:2")).await.expect(202);
+    assert_eq!(confirmed["status"], "in_progress");
+    stage.world.settle().await;
+
+    let key = stage.world.app.kms.env_public_key(&stage.cvm.app_id).expect("a key");
+    let sealed = hex::encode(casemate_types::env::seal(&key, &[], [3; 32], [3; 12]).expect("sealed"));
+    let mut body = json!({ "encrypted_env": sealed, "env_keys": ["TOKEN"], "compose_hash": null, "transaction_hash": null });
+    let asked = hash(&stage.client.patch(&stage.path("/envs"), body.clone()).await);
+    body["compose_hash"] = json!(asked);
+    body["transaction_hash"] = "already-registered".into();
+    assert_eq!(code(&stage.client.patch(&stage.path("/envs"), body.clone()).await, 468), "ERR-01-008");
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    let confirmed = stage.client.patch(&stage.path("/envs"), body).await.expect(202);
+    assert_eq!(confirmed["allowed_envs_changed"], true);
+    stage.world.settle().await;
+
+    let script = json!({ "pre_launch_script": "echo" });
+    let asked = hash(&stage.client.patch(&stage.path("/pre-launch-script"), script).await);
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    let script = json!({ "pre_launch_script": "echo", "compose_hash": asked, "transaction_hash": "" });
+    stage.client.patch(&stage.path("/pre-launch-script"), script).await.expect(202);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_has_the_token_commits_once() {
+    let stage = Stage::start().await;
+    let answer =
+        stage.client.patch(&stage.path(""), json!({ "public_logs": false, "prepareOnly": true })).await;
+    let (asked, token) = (hash(&answer), text(&detail(&answer, "commit_token")));
+    let uuid = stage.cvm.vm_uuid.0.simple();
+    assert!(text(&detail(&answer, "commit_url")).ends_with(&format!("#{token}")));
+    assert!(
+        text(&detail(&answer, "api_commit_url")).ends_with(&format!("/api/v1/cvms/{uuid}/commit-update"))
+    );
+    let status = detail(&answer, "onchain_status");
+    assert_eq!(
+        status,
+        json!({ "compose_hash_allowed": false, "device_id_allowed": true, "is_allowed": false })
+    );
+
+    let questions = stage.chain.questions().len();
+    let mut wrong = token.clone();
+    wrong.replace_range(token.len() - 1.., if token.ends_with('0') { "1" } else { "0" });
+    for bad in [wrong.as_str(), "nonsense", "ct_", "ct_00", &token[..40]] {
+        let refused = stage.commit(bad, "", "").await.expect(400);
+        assert!(text(&refused["detail"]).starts_with("Invalid commit token"), "{refused}");
+    }
+    let refused = stage.commit(&token, &"00".repeat(32), "").await.expect(400);
+    assert!(text(&refused["detail"]).starts_with("Invalid commit token"), "{refused}");
+    let other = deploy_as(&stage.world, &stage.client, "web-two").await;
+    for foreign in [other.uid.to_string(), "web-nobody".into(), "%23".into()] {
+        let body = json!({ "token": token, "transaction_hash": "" });
+        let refused =
+            stage.client.nobody().post(&format!("/cvms/{foreign}/commit-update"), body).await.expect(400);
+        assert!(text(&refused["detail"]).starts_with("Invalid commit token"), "{refused}");
+    }
+    assert_eq!(stage.chain.questions().len(), questions, "no question without a good token");
+    stage.client.nobody().post(&stage.path("/commit-update"), json!({})).await.expect(422);
+
+    assert_eq!(code(&stage.commit(&token, "", &format!("0x{TX}")).await, 467), "ERR-01-007");
+    assert_eq!(code(&stage.commit(&token, "", "").await, 468), "ERR-01-008");
+    stage.register(TX, asked);
+    stage.client.post(&stage.path("/restart"), json!({})).await.expect(200);
+    stage.commit(&token, "", "").await.expect(409);
+    stage.world.settle().await;
+    let boots = stage.boots().await;
+    let committed = stage.commit(&token, &format!("0x{asked}"), &format!("0x{TX}")).await.expect(202);
+    assert_eq!(committed["status"], "in_progress");
+    stage.world.settle().await;
+    assert_eq!(stage.boots().await, boots + 1);
+    let used = stage.commit(&token, "", "").await.expect(400);
+    assert!(text(&used["message"]).starts_with("Invalid commit token"), "{used}");
+    assert_eq!(
+        used["details"][0],
+        json!({ "field": "correlation_id", "value": committed["correlation_id"] })
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_expire_and_are_replaced() {
+    let stage = Stage::start().await;
+    let (asked, first) = stage.prepare(json!({ "public_logs": false })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    let (_, second) = stage.prepare(json!({ "public_logs": false, "vcpu": 2 })).await;
+    assert_ne!(first, second);
+    let refused = stage.commit(&first, "", "").await.expect(400);
+    assert!(text(&refused["detail"]).starts_with("Invalid commit token"), "{refused}");
+    // One with another hash stands beside it.
+    let (_, third) = stage.prepare(json!({ "public_sysinfo": false })).await;
+    stage.world.clock.sleep(14 * DAY - Duration::from_secs(60)).await;
+    stage.commit(&second, "", "").await.expect(202);
+    stage.world.settle().await;
+    stage.world.clock.sleep(Duration::from_secs(60)).await;
+    let expired = stage.commit(&third, "", "").await.expect(400);
+    assert!(text(&expired["detail"]).contains("expired"), "{expired}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn prepare_only_waits_even_for_the_same_hash_and_not_without_a_contract() {
+    let stage = Stage::start().await;
+    let (asked, token) = stage.prepare(json!({ "vcpu": 2 })).await;
+    assert_eq!(stage.world.app.store.spec(stage.cvm.id, 1).expect("the spec").compose.hash, asked);
+    let nothing = stage.client.header("x-prepare-only", "true");
+    nothing.patch(&stage.path(""), json!({ "docker_compose_file": compose("web:1") })).await.expect(202);
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.commit(&token, "", "").await.expect(202);
+    stage.world.settle().await;
+    assert_eq!(stage.world.app.store.spec(stage.cvm.id, stage.now().revision).expect("the spec").vcpu, 2);
+
+    let plain = stage.world.deploy("web-plain", "web:1").await;
+    let path = format!("/cvms/{}", plain.uid);
+    nothing.patch(&path, json!({ "public_logs": false })).await.expect(202);
+    stage.world.settle().await;
+    let proven = stage.client.header("x-compose-hash", "00".repeat(32)).header("x-transaction-hash", "");
+    assert_eq!(code(&proven.patch(&path, json!({})).await, 466), "ERR-01-006");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provisioned_document_runs_once_it_is_registered() {
+    let stage = Stage::start().await;
+    let sent = json!({ "docker_compose_file": compose("web:2") });
+    let provisioned =
+        stage.client.post(&stage.path("/compose_file/provision"), sent.clone()).await.expect(200);
+    assert_eq!(
+        (&provisioned["compose_hash_registered"], &provisioned["kms_info"]["chain_id"]),
+        (&json!(false), &json!(8453))
+    );
+    let asked: ComposeHash = text(&provisioned["compose_hash"]).parse().expect("a hash");
+    let body = json!({ "compose_hash": asked });
+    assert_eq!(hash(&stage.client.patch(&stage.path("/compose_file"), body.clone()).await), asked);
+    let proven = json!({ "compose_hash": asked, "transaction_hash": format!("0x{TX}") });
+    let path = stage.path("/compose_file/commit");
+    assert_eq!(code(&stage.client.post(&path, proven.clone()).await, 467), "ERR-01-007");
+    stage.register(TX, asked);
+    let provisioned = stage.client.post(&stage.path("/compose_file/provision"), sent).await.expect(200);
+    assert_eq!(provisioned["compose_hash_registered"], true);
+    let committed = stage.client.post(&path, proven).await.expect(202);
+    assert_eq!(committed["compose_hash"], json!(asked));
+    stage.world.settle().await;
+    assert_eq!(
+        stage.world.app.store.spec(stage.cvm.id, stage.now().revision).expect("the spec").compose.hash,
+        asked
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_asks_as_well() {
+    let stage = Stage::start().await;
+    let first = stage.world.app.store.spec(stage.cvm.id, 1).expect("the spec").compose.hash;
+    let asked = stage.ask(json!({ "public_logs": false })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.confirm(asked, "").await.expect(202);
+    stage.world.settle().await;
+    let back = stage.client.post(&stage.path("/rollback"), json!({ "revision": 1 })).await;
+    assert_eq!(hash(&back), first);
+    stage.chain.allow_hash(stage.cvm.app_id, first);
+    let confirmed = stage.confirm(first, "").await.expect(202);
+    let operation = stage.world.operation(text(&confirmed["correlation_id"]).parse().expect("an id"));
+    assert_eq!(operation.kind.as_str(), "rollback");
+    stage.world.settle().await;
+    assert_eq!(
+        stage.world.app.store.spec(stage.cvm.id, stage.now().revision).expect("the spec").compose.hash,
+        first
+    );
+}
+
+/// A chain that takes its time: every question waits until it is let go.
+#[derive(Default)]
+struct Slow {
+    inside: Scripted,
+    go: tokio::sync::Notify,
+}
+
+#[async_trait::async_trait]
+impl casemate_chain::Chain for Slow {
+    async fn check(
+        &self,
+        question: &casemate_chain::Question,
+    ) -> Result<casemate_chain::Verdict, casemate_chain::Error> {
+        self.go.notified().await;
+        self.inside.check(question).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_verification_at_a_time_and_none_for_ever() {
+    let chain = Arc::new(Slow::default());
+    let world = World::with_chain(chain.clone()).await;
+    let client = Client::of(&world).await;
+    let cvm = deploy(&world, &client).await;
+    let path = format!("/cvms/{}", cvm.uid);
+    let asked = hash(&client.patch(&path, json!({ "public_logs": false })).await);
+    let proof = json!({ "compose_hash": asked, "transaction_hash": "" });
+
+    // A chain that does not answer is no yes, and the caller hears so before it gives up.
+    let began = world.clock.now();
+    client.patch(&path, proof.clone()).await.expect(503);
+    assert!(world.clock.now().as_second() - began.as_second() < 30);
+
+    let mut first = std::pin::pin!(client.patch(&path, proof.clone()));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let second = client.patch(&path, proof).await.expect(409);
+    assert!(second.get("error_code").is_none(), "{second}");
+    chain.inside.allow_hash(cvm.app_id, asked);
+    chain.inside.allow_device(cvm.app_id, &world.app.node(cvm.node_id).expect("a node").facts.device_id);
+    chain.go.notify_one();
+    first.await.expect(202);
+}

@@ -1,0 +1,42 @@
+//! What is kept, and what goes after its time.
+
+use std::time::Duration;
+
+use casemate_server::store::{Error, Of};
+use casemate_server::workflow::{power, sweep};
+use casemate_testkit::{World, compose};
+use casemate_types::patch::{CvmPatch, Sparse};
+
+const MONTH: Duration = Duration::from_secs(31 * 24 * 3600);
+
+#[tokio::test(start_paused = true)]
+async fn a_live_cvm_keeps_its_revisions_and_its_audit_trail_and_a_deleted_one_goes() {
+    let world = World::start().await;
+    let (kept, deleted) = (world.deploy("web-one", "web:1").await, world.deploy("web-two", "web:1").await);
+    let patch = CvmPatch { docker_compose_file: Sparse::Value(compose("web:2")), ..CvmPatch::default() };
+    let update = world.accept_update(&kept, patch).await;
+    world.settle().await;
+    power::delete(&world.app, world.cvm(&deleted), world.author()).await.expect("accepted");
+    world.settle().await;
+
+    sweep::once(&world.app).await;
+    let events = |after| world.app.store.events(world.actor.workspace_id, Of::Workspace, after, 1000);
+    let before = events(0).expect("nothing is old enough");
+    assert!(before.iter().any(|event| event.kind == "step.finished"));
+    assert!(world.app.store.cvm_uid(deleted.id).is_ok());
+
+    world.clock.sleep(MONTH).await;
+    sweep::once(&world.app).await;
+    assert!(matches!(world.app.store.cvm_uid(deleted.id), Err(Error::Missing)));
+    assert_eq!(world.app.store.revisions(kept.id).expect("reads").len(), 2);
+    world.app.store.spec(kept.id, 1).expect("an old revision of a live CVM can be brought back");
+    world.assert_events(update);
+    let after = events(0).expect("reads from the beginning");
+    assert!(
+        after.iter().all(|event| event.kind != "step.finished" && event.cvm.as_ref() != Some(&deleted.uid))
+    );
+    let first = before.first().expect("there were some").seq;
+    assert!(matches!(world.app.store.events_since(first), Err(Error::Swept(_))), "who missed some is told");
+    assert!(!events(first).expect("the audit trail goes on").is_empty());
+    world.assert_accounts().await;
+}

@@ -1,0 +1,87 @@
+//! Operations called off, and revisions brought back.
+
+use casemate_server::cvm::state::Status;
+use casemate_server::workflow::worker::{LEASE, NoProbe, carry};
+use casemate_testkit::compose;
+use serde_json::json;
+
+use crate::client::Client;
+use crate::scene::Scene;
+
+#[tokio::test(start_paused = true)]
+async fn cancel_works_until_the_machine_is_touched() {
+    let scene = Scene::start().await;
+    let before = scene.snapshot().await;
+    let accepted =
+        scene.client.patch(&scene.path(""), json!({ "vcpu": 2, "listed": true })).await.expect(202);
+    let path = format!("/operations/{}/cancel", accepted["correlation_id"].as_str().expect("an id"));
+    Client::stranger(&scene.world).await.post(&path, json!({})).await.expect(404);
+    let cancelled = scene.client.post(&path, json!({})).await.expect(200);
+    assert_eq!(
+        (&cancelled["status"], &cancelled["correlation_id"]),
+        (&json!("cancelled"), &accepted["correlation_id"])
+    );
+    assert_eq!((scene.now().status, scene.now().open, scene.now().listed), (Status::Running, None, false));
+    scene.world.settle().await;
+    assert_eq!(scene.snapshot().await, before);
+    scene.world.assert_accounts().await;
+    // Too late, since it has ended.
+    assert!(scene.client.post(&path, json!({})).await.expect(409)["error_code"].is_string());
+    for id in ["nonsense", "0198c1d2-0000-7000-8000-000000000000"] {
+        scene.client.post(&format!("/operations/{id}/cancel"), json!({})).await.expect(404);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancel_after_the_stop_began_is_refused_with_a_code() {
+    let scene = Scene::start().await;
+    let accepted = scene.client.patch(&scene.path(""), json!({ "vcpu": 2 })).await.expect(202);
+    let id = accepted["correlation_id"].as_str().expect("an id");
+    let now = scene.world.clock.now();
+    // One worker gets as far as the stop, and dies there.
+    struct UntilStop;
+    #[async_trait::async_trait]
+    impl casemate_server::workflow::worker::Probe for UntilStop {
+        async fn reached(
+            &self,
+            _: &casemate_server::workflow::operation::Operation,
+            step: casemate_server::workflow::operation::StepName,
+            _: casemate_server::workflow::worker::Moment,
+        ) -> bool {
+            step != casemate_server::workflow::operation::StepName::Stop
+        }
+    }
+    for work in scene.world.app.store.operation_claim(now, now + LEASE, 1).await.expect("claims") {
+        carry(&scene.world.app, work, &UntilStop).await;
+    }
+    let late = scene.client.post(&format!("/operations/{id}/cancel"), json!({})).await.expect(409);
+    assert!(
+        late["error_code"].is_string() && late["message"].as_str().expect("text").contains("stop"),
+        "{late}"
+    );
+    scene.world.settle_with(&NoProbe).await;
+    assert_eq!(scene.spec().vcpu, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rollback_brings_content_back_but_not_the_disk() {
+    let scene = Scene::start().await;
+    let first = scene.snapshot().await;
+    let body =
+        json!({ "docker_compose_file": compose("web:2"), "vcpu": 4, "disk_size": 40, "user_config": "x" });
+    scene.client.patch(&scene.path(""), body).await.expect(202);
+    scene.world.settle().await;
+    let answer = scene.client.post(&scene.path("/rollback"), json!({ "revision": 1 })).await.expect(202);
+    assert_eq!(answer["status"], "in_progress");
+    scene.world.settle().await;
+    let mut expected = first;
+    expected.size.disk_gb = 40;
+    expected.boots += 2;
+    assert_eq!(scene.snapshot().await, expected);
+    assert_eq!((scene.now().revision, json!(scene.spec().compose.hash)), (3, answer["compose_hash"].clone()));
+    scene.client.post(&scene.path("/rollback"), json!({ "revision": 99 })).await.expect(404);
+    for bad in [json!({}), json!({ "revision": 0 }), json!({ "revision": "one" })] {
+        let refused = scene.client.post(&scene.path("/rollback"), bad).await.expect(422);
+        assert_eq!(refused["detail"][0]["loc"], json!(["body", "revision"]));
+    }
+}

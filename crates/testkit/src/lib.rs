@@ -1,0 +1,348 @@
+//! A whole server inside a test: temporary store, simulated node, virtual time.
+//!
+//! Everything runs on the test's own thread. The store works inline and the clock follows tokio's paused time, so a run depends
+//! on nothing but its seed, and an hour of waiting takes no time.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use casemate_chain::Chain;
+use casemate_kms::RootKeys;
+use casemate_server::app::{App, LocalKeys, NewNode};
+use casemate_server::auth::{Actor, Author, Scopes};
+use casemate_server::clock::Clock;
+use casemate_server::config::{Config, ContractKms};
+use casemate_server::cvm::plan::Wish;
+use casemate_server::cvm::spec::Booking;
+use casemate_server::cvm::state::Cvm;
+use casemate_server::driver::Driver;
+use casemate_server::driver::sim::{Sim, SimConfig};
+use casemate_server::error::Result;
+use casemate_server::store::{CvmFilter, Durability, Store, WriterMode};
+use casemate_server::workflow::operation::{Kind, Operation, StepName};
+use casemate_server::workflow::update::{Outcome, Request};
+use casemate_server::workflow::worker::{self, LEASE, Moment, NoProbe, Probe};
+use casemate_server::workflow::{create, power, update};
+use casemate_types::compose::ComposeDoc;
+use casemate_types::ids::OperationId;
+use casemate_types::patch::{CvmCreate, CvmPatch, CvmProvision};
+use casemate_types::version::ApiVersion;
+use serde_json::json;
+
+/// A server, its one node, and somebody to act.
+pub struct World {
+    /// The server's parts.
+    pub app: App,
+    /// The node.
+    pub sim: Sim,
+    /// Time.
+    pub clock: Clock,
+    /// Who acts.
+    pub actor: Actor,
+    folder: tempfile::TempDir,
+}
+
+/// A compose file that runs one image.
+pub fn compose(image: &str) -> String {
+    format!("services:\n  web:\n    image: {image}\n")
+}
+
+impl World {
+    /// A world with one ordinary node. Call it inside a runtime whose time is paused.
+    pub async fn start() -> Self {
+        Self::with(SimConfig::node(1), Config { dev: true, ..Config::default() }).await
+    }
+
+    /// A world with this node and these settings.
+    pub async fn with(node: SimConfig, config: Config) -> Self {
+        Self::build(node, config, None, WriterMode::Inline).await
+    }
+
+    /// A world with a chain to ask, on which an app's contract decides for the key service `base`.
+    pub async fn with_chain(chain: Arc<dyn Chain>) -> Self {
+        let base =
+            ContractKms { slug: "base".into(), chain_id: 8453, contract: format!("0x{}", "11".repeat(20)) };
+        let config = Config { dev: true, contract_kms: vec![base], ..Config::default() };
+        Self::build(SimConfig::node(1), config, Some(chain), WriterMode::Inline).await
+    }
+
+    /// A world whose store commits on a thread of its own, as it does outside tests.
+    pub async fn grouped() -> Self {
+        Self::build(SimConfig::node(1), Config::default(), None, WriterMode::Grouped).await
+    }
+
+    async fn build(
+        node: SimConfig,
+        config: Config,
+        chain: Option<Arc<dyn Chain>>,
+        writer: WriterMode,
+    ) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let clock = Clock::manual(1);
+        let store =
+            Store::open(&folder.path().join("casemate.db"), Durability::None, writer).expect("a fresh store");
+        let kms = Arc::new(RootKeys::generate(&[7; 64]));
+        let keys = Arc::new(LocalKeys(Arc::clone(&kms)));
+        let sim = Sim::new(node, clock.clone(), Some(keys), None).expect("a fresh node");
+        let nodes = vec![NewNode { driver: Arc::new(sim.clone()), faults: Some(Arc::new(sim.clone())) }];
+        let app = App::start_with(store, clock.clone(), kms, nodes, config, chain).await;
+        let app = app.expect("a fresh server");
+        let actor = actor(&app, "demo").await;
+        Self { app, sim, clock, actor, folder }
+    }
+
+    /// Where the store is.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// Somebody in another workspace.
+    pub async fn stranger(&self) -> Actor {
+        actor(&self.app, "other").await
+    }
+
+    /// As an author of changes.
+    pub fn author(&self) -> Author {
+        self.actor.author("req_test")
+    }
+
+    /// Provisions and creates a CVM that runs `image`, and waits until it does.
+    pub async fn deploy(&self, name: &str, image: &str) -> Cvm {
+        let cvm = self.create(name, image).await;
+        self.settle().await;
+        self.cvm(&cvm)
+    }
+
+    /// Provisions and creates a CVM that runs `image`; nothing has worked on it yet.
+    pub async fn create(&self, name: &str, image: &str) -> Cvm {
+        let document = json!({ "docker_compose_file": compose(image) });
+        let document = ComposeDoc::from_value(document).expect("an object");
+        let asked = CvmProvision::new(name.parse().expect("a valid name"), document);
+        let prepared = create::provision(&self.app, &self.actor, asked, None).await.expect("provisioned");
+        let asked = json!({ "app_id": prepared.app_id, "compose_hash": prepared.spec.compose.hash });
+        let asked = CvmCreate::from_json(asked.as_object().expect("an object")).expect("valid");
+        create::create(&self.app, &self.actor, self.author(), asked, None).await.expect("created").cvm
+    }
+
+    /// The CVM as it is now.
+    pub fn cvm(&self, cvm: &Cvm) -> Cvm {
+        self.app.store.cvm(cvm.id).expect("the CVM is there")
+    }
+
+    /// Asks for an update.
+    pub async fn update(&self, cvm: &Cvm, patch: CvmPatch) -> Result<Outcome> {
+        let wish = Wish { patch, ..Wish::default() };
+        let request =
+            Request { wish, kind: Kind::Update, if_match: None, author: self.author(), receipt: None };
+        update::accept(&self.app, self.cvm(cvm), request).await
+    }
+
+    /// Asks for an update that has to be accepted.
+    pub async fn accept_update(&self, cvm: &Cvm, patch: CvmPatch) -> OperationId {
+        match self.update(cvm, patch).await.expect("accepted") {
+            Outcome::Accepted(accepted) => accepted.operation.id,
+            Outcome::NeedsApproval(ask) => panic!("needs an approval: {ask:?}"),
+        }
+    }
+
+    /// The operation as it is now.
+    pub fn operation(&self, id: OperationId) -> Operation {
+        self.app.store.operation(self.actor.workspace_id, id).expect("the operation is there")
+    }
+
+    /// Works until nothing is open any more.
+    pub async fn settle(&self) {
+        self.settle_with(&NoProbe).await;
+    }
+
+    /// As [`World::settle`], with a probe at every moment. A worker that dies is followed by a new process.
+    pub async fn settle_with(&self, probe: &dyn Probe) {
+        // Far more rounds than any run needs: a run that does not end is a failure and not a hang.
+        for _ in 0..10_000 {
+            let now = self.clock.now();
+            let work = self.app.store.operation_claim(now, now + LEASE, 64).await.expect("claims");
+            if work.is_empty() {
+                let Some(due) = self.app.store.operation_next_due().expect("reads") else { return };
+                let wait = Duration::try_from(due.duration_since(now)).unwrap_or_default();
+                self.clock.sleep(wait.max(Duration::from_millis(1))).await;
+            }
+            for work in work {
+                worker::carry(&self.app, work, probe).await;
+            }
+        }
+        panic!("operations are still open after 10,000 rounds");
+    }
+
+    /// What is booked equals the sum over live machines, in the store and on the node.
+    pub async fn assert_accounts(&self) {
+        let mut sum = Booking::default();
+        let filter = CvmFilter { limit: 1000, ..CvmFilter::default() };
+        let (cvms, total) = self.app.store.cvms(self.actor.workspace_id, &filter).expect("reads");
+        assert_eq!(cvms.len() as u64, total, "the counter of live CVMs");
+        for cvm in &cvms {
+            sum.vcpu += cvm.booked.vcpu;
+            sum.memory_mb += cvm.booked.memory_mb;
+            sum.disk_gb += cvm.booked.disk_gb;
+            sum.gpus += cvm.booked.gpus;
+        }
+        let booked = self.app.store.nodes().expect("reads")[0].booked;
+        assert_eq!(booked, sum, "booked on the node and by its CVMs");
+        let machines = self.sim.inventory().await.expect("the node answers");
+        assert!(machines.len() <= cvms.len(), "machines that belong to nobody: {machines:?}");
+        if cvms.iter().all(|cvm| cvm.open.is_none()) && machines.len() == cvms.len() {
+            assert_eq!(self.sim.used(), sum, "used on the node and booked");
+        }
+    }
+
+    /// Event numbers of an operation only grow, and its last event says how it ended.
+    pub fn assert_events(&self, id: OperationId) {
+        let of = casemate_server::store::Of::Operation(id);
+        let events = self.app.store.events(self.actor.workspace_id, of, 0, 1000).expect("reads");
+        assert!(events.windows(2).all(|pair| pair[0].seq < pair[1].seq));
+        let ends = events.iter().filter(|event| {
+            ["operation.succeeded", "operation.failed", "operation.cancelled"].contains(&event.kind.as_str())
+        });
+        assert_eq!(ends.count(), 1, "one end: {events:?}");
+    }
+}
+
+async fn actor(app: &App, slug: &str) -> Actor {
+    let uids = [format!("wks_{slug}"), format!("usr_{slug}")];
+    let account = app.store.workspace_ensure(slug.into(), slug.into(), uids, app.clock.now()).await;
+    let account = account.expect("a workspace");
+    Actor {
+        workspace_id: account.workspace_id,
+        user_id: account.user_id,
+        key_id: 0,
+        scopes: Scopes::ALL,
+        default_version: ApiVersion::LATEST,
+    }
+}
+
+/// A place in a workflow where a worker can be interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// What the operation does.
+    pub kind: Kind,
+    /// The step.
+    pub step: StepName,
+    /// Before its call, between call and record, or after.
+    pub moment: Moment,
+}
+
+/// Writes down every place that a run comes by.
+#[derive(Default)]
+pub struct Recorder(Mutex<Vec<Place>>);
+
+impl Recorder {
+    /// The places, in order.
+    pub fn places(self) -> Vec<Place> {
+        self.0.into_inner().expect("no panic while recording")
+    }
+}
+
+#[async_trait]
+impl Probe for Recorder {
+    async fn reached(&self, operation: &Operation, step: StepName, moment: Moment) -> bool {
+        self.0.lock().expect("no panic while recording").push(Place { kind: operation.kind, step, moment });
+        true
+    }
+}
+
+/// What happens to the worker that reaches a place first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interruption {
+    /// The process dies there; a new one starts.
+    Crash,
+    /// The worker stands still there until somebody else has finished everything, then goes on.
+    Late,
+    /// The worker stands still there until somebody else has done one step more, then goes on.
+    Overtaken,
+    /// Somebody stops the machine, and the worker goes on knowing nothing of it.
+    Stop,
+    /// Somebody deletes the CVM, and the worker goes on knowing nothing of it.
+    Delete,
+}
+
+/// A worker that dies after its first step.
+struct OneStep;
+
+#[async_trait]
+impl Probe for OneStep {
+    async fn reached(&self, _: &Operation, _: StepName, moment: Moment) -> bool {
+        moment != Moment::After
+    }
+}
+
+/// Interrupts the first worker that reaches `place`.
+pub struct Interrupter<'a> {
+    world: &'a World,
+    place: Place,
+    how: Interruption,
+    struck: Mutex<bool>,
+}
+
+impl<'a> Interrupter<'a> {
+    /// Waits at `place`.
+    pub fn new(world: &'a World, place: Place, how: Interruption) -> Self {
+        Self { world, place, how, struck: Mutex::new(false) }
+    }
+
+    /// Did it interrupt anybody?
+    pub fn has_struck(&self) -> bool {
+        *self.struck.lock().expect("no panic while holding it")
+    }
+}
+
+#[async_trait]
+impl Probe for Interrupter<'_> {
+    async fn reached(&self, operation: &Operation, step: StepName, moment: Moment) -> bool {
+        let here = Place { kind: operation.kind, step, moment };
+        let strikes = {
+            let mut struck = self.struck.lock().expect("no panic while holding it");
+            let strikes = !*struck && here == self.place;
+            *struck |= strikes;
+            strikes
+        };
+        if !strikes {
+            return true;
+        }
+        match self.how {
+            Interruption::Crash => {
+                self.world.app.store.operation_void_leases().await.expect("a new process starts");
+                false
+            }
+            Interruption::Late => {
+                // Its lease ends, somebody else takes over and finishes; only then does it wake up.
+                Box::pin(self.world.settle()).await;
+                true
+            }
+            Interruption::Overtaken => {
+                let world = self.world;
+                if world.operation(operation.id).state.is_open() {
+                    world.clock.sleep(LEASE).await;
+                    let now = world.clock.now();
+                    for work in world.app.store.operation_claim(now, now + LEASE, 64).await.expect("claims") {
+                        Box::pin(worker::carry(&world.app, work, &OneStep)).await;
+                    }
+                }
+                true
+            }
+            Interruption::Stop => {
+                if let Ok(cvm) = self.world.app.store.cvm(operation.cvm_id) {
+                    power::stop(&self.world.app, cvm, self.world.author()).await.expect("a stop never waits");
+                }
+                true
+            }
+            Interruption::Delete => {
+                if let Ok(cvm) = self.world.app.store.cvm(operation.cvm_id) {
+                    power::delete(&self.world.app, cvm, self.world.author())
+                        .await
+                        .expect("a delete never waits");
+                }
+                true
+            }
+        }
+    }
+}
