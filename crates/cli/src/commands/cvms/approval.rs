@@ -1,0 +1,81 @@
+//! `casemate cvms confirm` and `commit`: what follows the registration of a compose hash on chain.
+
+use clap::Args;
+
+use crate::commands::outcome::{Change, Waiting};
+use crate::context::{self, Context};
+use crate::error::{AboutExt, Failure, Result};
+
+/// Run an update whose compose hash is registered on chain by now
+#[derive(Args)]
+pub(crate) struct Confirm {
+    /// The CVM: its name, or any of its ids
+    #[arg(value_name = "CVM")]
+    cvm: String,
+    /// The compose hash that the update asked to register
+    #[arg(value_name = "COMPOSE HASH")]
+    compose_hash: String,
+    /// The transaction that registered it; without one, what the contract says now counts
+    #[arg(value_name = "TRANSACTION", default_value = "already-registered")]
+    transaction: String,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+impl Confirm {
+    pub(crate) async fn run(self, cx: &Context) -> Result<()> {
+        let confirm = cx.client()?.cvm(&self.cvm).confirm(&self.compose_hash, &self.transaction);
+        let operation = confirm.send().await.about_cvm(&self.cvm)?;
+        let change = Change { cvm: &self.cvm, doing: "Updating", done: "updated", waiting: self.waiting };
+        change.accepted(cx, &operation).await
+    }
+}
+
+/// Run an update that somebody prepared, with its one-time token
+///
+/// The token is all the permission that it takes: an API key is neither needed nor sent.
+#[derive(Args)]
+pub(crate) struct Commit {
+    /// The CVM: its name, or any of its ids
+    #[arg(value_name = "CVM")]
+    cvm: String,
+    /// The token, or - for a line of standard input, where other users of this machine cannot see it
+    #[arg(value_name = "TOKEN")]
+    token: String,
+    /// The compose hash that was prepared
+    #[arg(value_name = "COMPOSE HASH")]
+    compose_hash: String,
+    /// The transaction that registered it; without one, what the contract says now counts
+    #[arg(value_name = "TRANSACTION", default_value = "already-registered")]
+    transaction: String,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+impl Commit {
+    pub(crate) async fn run(self, cx: &Context) -> Result<()> {
+        let token = match self.token.as_str() {
+            "-" => first_line()?,
+            token => token.to_owned(),
+        };
+        let settings = cx.settings()?;
+        let anyone = context::client(&settings.url, None)?.cvm(&self.cvm);
+        let operation = anyone.commit_update(token, &self.compose_hash, &self.transaction).send().await;
+        let operation = operation.about_cvm(&self.cvm)?;
+        // Following it takes a key: that of the workspace, if the user has one.
+        let waiting = if settings.key.is_some() { self.waiting } else { Waiting::NO };
+        let change = Change { cvm: &self.cvm, doing: "Updating", done: "updated", waiting };
+        match operation.id().filter(|_| waiting.wanted()) {
+            Some(id) => change.accepted(cx, &cx.client()?.operation(id)).await,
+            None => change.accepted(cx, &operation).await,
+        }
+    }
+}
+
+fn first_line() -> Result<String> {
+    let mut line = String::new();
+    std::io::stdin()
+        .read_line(&mut line)
+        .map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
+    Ok(line.trim().to_owned())
+}

@@ -1,0 +1,241 @@
+//! `casemate deploy`: makes the CVM of a name, or updates it.
+
+use std::path::Path;
+
+use casemate_sdk::types::compose::ComposeDoc;
+use casemate_sdk::types::ids::hostname_from;
+use casemate_sdk::{Deploy as Creation, Error, wire};
+use clap::Args;
+
+use super::changes::{App, How, Machine, Texts, Visibility};
+use super::outcome::{self, Change, Waiting};
+use crate::context::Context;
+use crate::error::{AboutExt, Failure, Result};
+use crate::human;
+use crate::output::fields;
+use crate::value::{Disk, Memory, read_file};
+
+/// The files that docker compose looks for, in its order.
+const USUAL_FILES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
+
+/// Deploy an app: makes the CVM of this name, or updates it
+///
+/// The same command can be given again and again: a CVM that is like this already is left alone, one that differs is updated
+/// with one restart. Only what is named changes.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  casemate deploy                                 the compose file of this folder, under its name
+  casemate deploy -n web-1 -c app.yml -e .env --memory 4G
+  casemate deploy -n web-1 -c app.yml --dry-run   what would be done")]
+pub struct Deploy {
+    /// Name of the CVM, unique in the workspace [default: made from the name of this folder]
+    #[arg(long, short, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    app: App,
+    #[command(flatten)]
+    machine: Machine,
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    visibility: Visibility,
+    #[command(flatten)]
+    how: How,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+/// What only a new CVM can choose.
+#[derive(Args)]
+#[command(next_help_heading = "New CVMs")]
+struct Place {
+    /// Node, by name or number; any that has room unless given
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
+    /// Region, if any node of it will do
+    #[arg(long, value_name = "NAME")]
+    region: Option<String>,
+    /// Take a development image, which lets its owner in, where no image is named
+    #[arg(long, conflicts_with = "image")]
+    dev_os: bool,
+}
+
+impl Deploy {
+    pub(crate) async fn run(self, cx: &Context) -> Result<()> {
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => name_of(&cx.environment.folder)?,
+        };
+        let mut texts = self.app.read()?;
+        if texts.compose.is_none() {
+            texts.compose = usual_file(cx)?;
+        }
+        match cx.client()?.cvm(&name).get().await {
+            Ok(cvm) => self.update(cx, &name, &texts, &cvm).await,
+            Err(Error::NotFound(_)) => self.create(cx, &name, texts).await,
+            Err(error) => Err(error).about_cvm(&name),
+        }
+    }
+
+    async fn create(self, cx: &Context, name: &str, texts: Texts) -> Result<()> {
+        let Some(compose) = &texts.compose else {
+            let what = format!("there is no CVM `{name}` yet, and no compose file to make it from");
+            return Err(Failure::usage(what).hint("`-c FILE` names one"));
+        };
+        let mut doc = ComposeDoc::default();
+        doc.set_docker_compose_file(compose);
+        if let Some(script) = &texts.pre_launch_script {
+            doc.set_pre_launch_script(script);
+        }
+        self.visibility.document(&mut doc);
+        let creation = self.creation(cx, name, doc, texts).await?;
+        if self.how.dry_run {
+            return would_create(cx, name, creation.provision().await?);
+        }
+        let operation = creation.send().await?;
+        let change = Change { cvm: name, doing: "Creating", done: "up", waiting: self.waiting };
+        change.accepted(cx, &operation).await
+    }
+
+    async fn creation(&self, cx: &Context, name: &str, doc: ComposeDoc, texts: Texts) -> Result<Creation> {
+        let mut creation = cx.client()?.deploy(name, "").document(doc);
+        if let Some(vars) = texts.env {
+            creation = creation.env(vars);
+        }
+        if let Some(text) = texts.user_config {
+            creation = creation.user_config(text);
+        }
+        let machine = &self.machine;
+        if let Some(size) = &machine.instance_type {
+            creation = creation.instance_type(size);
+        }
+        if let Some(vcpu) = machine.vcpu {
+            creation = creation.vcpu(vcpu);
+        }
+        if let Some(Memory(mb)) = machine.memory {
+            creation = creation.memory_mb(mb);
+        }
+        if let Some(Disk(gb)) = machine.disk_size {
+            creation = creation.disk_gb(gb);
+        }
+        if let Some(gpus) = &machine.gpus {
+            creation = creation.gpus(gpus.wire());
+        }
+        if let Some(image) = &machine.image {
+            creation = creation.os_image(image);
+        }
+        if let Some(node) = &self.place.node {
+            creation = creation.node(node_number(cx, node).await?);
+        }
+        if let Some(region) = &self.place.region {
+            creation = creation.region(region);
+        }
+        if self.place.dev_os {
+            creation = creation.prefer_dev(true);
+        }
+        if let Some(listed) = self.visibility.listed {
+            creation = creation.listed(listed);
+        }
+        Ok(creation)
+    }
+
+    async fn update(self, cx: &Context, name: &str, texts: &Texts, now: &wire::Cvm) -> Result<()> {
+        self.place.check(name, now)?;
+        let cvm = cx.client()?.cvm(name);
+        let mut patch = texts.patch(cvm.patch());
+        patch = self.visibility.patch(self.machine.patch(patch));
+        if let (Some(vars), Some(names)) = (&texts.env, texts.env_names()) {
+            patch = patch.envs(cvm.seal(vars).await.about_cvm(name)?).allowed_envs(names);
+        }
+        patch = self.how.patch(patch);
+        if self.how.dry_run {
+            return outcome::plan(cx, name, patch.dry_run().send().await.about_cvm(name)?);
+        }
+        let outcome = patch.send().await.about_cvm(name)?;
+        let change = Change { cvm: name, doing: "Updating", done: "updated", waiting: self.waiting };
+        change.outcome(cx, outcome, self.how.prepare_only).await
+    }
+}
+
+impl Place {
+    /// A CVM stays where it is. Naming that place again is fine.
+    fn check(&self, name: &str, now: &wire::Cvm) -> Result<()> {
+        let place = now.node_info.clone().unwrap_or_default();
+        let is_here = |node: &String| {
+            place.name.as_ref().is_none_or(|name| name.eq_ignore_ascii_case(node))
+                || place.id.is_some_and(|id| id.to_string() == *node)
+        };
+        let differs = match (&self.node, &self.region) {
+            (Some(node), _) if !is_here(node) => Some("node"),
+            (_, Some(region)) if place.region.as_ref().is_some_and(|here| here != region) => Some("region"),
+            _ => None,
+        };
+        if let Some(what) = differs {
+            let here = place.name.unwrap_or_default();
+            let text = format!("--{what}: {name} exists already, on {here}, and a CVM cannot move");
+            return Err(Failure::failed(text).hint(format!("leave --{what} out, or choose another --name")));
+        }
+        if self.dev_os && now.os.as_ref().and_then(|os| os.is_dev) == Some(false) {
+            let text = format!("--dev-os: {name} exists already, with a production image");
+            return Err(Failure::failed(text).hint("`--image` switches to another one"));
+        }
+        Ok(())
+    }
+}
+
+/// A name made from that of a folder.
+fn name_of(folder: &Path) -> Result<String> {
+    let name = folder.file_name().and_then(|name| hostname_from(&name.to_string_lossy()));
+    name.map(|name| name.to_string()).ok_or_else(|| {
+        Failure::usage("the name of this folder cannot be that of a CVM").hint("`-n NAME` gives it one")
+    })
+}
+
+/// The compose file that lies in the folder under a usual name.
+fn usual_file(cx: &Context) -> Result<Option<String>> {
+    let path =
+        USUAL_FILES.map(|name| cx.environment.folder.join(name)).into_iter().find(|path| path.is_file());
+    path.as_deref().map(read_file).transpose()
+}
+
+/// The number of a node that was named.
+async fn node_number(cx: &Context, node: &str) -> Result<i64> {
+    if let Ok(number) = node.parse() {
+        return Ok(number);
+    }
+    let nodes = cx.client()?.available_nodes().await?.nodes;
+    let known = nodes.iter().find(|known| known.name.eq_ignore_ascii_case(node));
+    known.map(|known| known.teepod_id).ok_or_else(|| {
+        let names: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
+        Failure::failed(format!("--node: there is no node `{node}`"))
+            .hint(format!("there are {}", names.join(", ")))
+    })
+}
+
+fn would_create(cx: &Context, name: &str, answer: wire::ProvisionAnswer) -> Result<()> {
+    for warning in &answer.warnings {
+        cx.out.warning(warning);
+    }
+    cx.out.result(&answer, |answer| {
+        let known = fields([
+            ("node", answer.node_id.map(|id| id.to_string())),
+            ("size", answer.instance_type.clone()),
+            ("app id", answer.app_id.map(|id| id.to_string())),
+            ("compose hash", Some(answer.compose_hash.to_string())),
+            ("OS image hash", answer.os_image_hash.as_deref().map(human::short)),
+        ]);
+        format!("{name} would be created:\n{known}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_gives_its_name_to_the_app() {
+        assert_eq!(name_of(Path::new("/home/me/My_Shop")).unwrap(), "my-shop");
+        assert_eq!(name_of(Path::new("/home/me/web")).unwrap(), "dstack-app-web");
+        assert_eq!(name_of(Path::new("/")).unwrap_err().code(), 2);
+    }
+}

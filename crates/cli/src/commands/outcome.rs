@@ -1,0 +1,228 @@
+//! What follows a change that was sent: its plan, an operation, or an approval that it needs first.
+
+use casemate_sdk::types::error::ErrorBody;
+use casemate_sdk::wire::{self, DryRun, PlanKind};
+use casemate_sdk::{Ask, Operation, PatchOutcome};
+use clap::Args;
+
+use crate::context::Context;
+use crate::error::{AboutExt, Failure, Result};
+use crate::human;
+use crate::output::fields;
+use crate::progress::{self, diff_lines};
+
+/// Whether to wait for what was started.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub(crate) struct Waiting {
+    /// Wait until it is done and show each step; this is the default. With --json the answer is then the operation at its
+    /// end
+    #[arg(long, overrides_with = "no_wait")]
+    wait: bool,
+    /// Return as soon as the server has accepted it
+    #[arg(long, overrides_with = "wait")]
+    no_wait: bool,
+}
+
+impl Waiting {
+    /// Not wanted.
+    pub(crate) const NO: Self = Self { wait: false, no_wait: true };
+
+    pub(crate) fn wanted(self) -> bool {
+        !self.no_wait
+    }
+}
+
+/// A change of a CVM, in the words of one command.
+pub(crate) struct Change<'a> {
+    /// The CVM, as the user named it.
+    pub(crate) cvm: &'a str,
+    /// `Updating`, `Stopping` …
+    pub(crate) doing: &'a str,
+    /// `updated`, `stopped` …
+    pub(crate) done: &'a str,
+    pub(crate) waiting: Waiting,
+}
+
+impl Change<'_> {
+    /// What follows the answer to an update.
+    pub(crate) async fn outcome(
+        &self,
+        cx: &Context,
+        outcome: PatchOutcome,
+        prepare_only: bool,
+    ) -> Result<()> {
+        match outcome {
+            PatchOutcome::Accepted(operation) => {
+                if prepare_only {
+                    cx.out.warning("no approval is needed here, so the update runs at once");
+                }
+                self.accepted(cx, &operation).await
+            }
+            PatchOutcome::NeedsApproval(ask) => needs_approval(cx, self.cvm, &ask, prepare_only),
+        }
+    }
+
+    /// What follows an accepted request.
+    pub(crate) async fn accepted(&self, cx: &Context, operation: &Operation) -> Result<()> {
+        for warning in operation.warnings() {
+            cx.out.warning(warning);
+        }
+        if !self.waiting.wanted() {
+            return self.under_way(cx, operation);
+        }
+        let title = match operation.id() {
+            Some(id) => format!("{} {} ({id})", self.doing, self.cvm),
+            None => format!("{} {}", self.doing, self.cvm),
+        };
+        let ended = progress::follow(cx, operation, &title).await.about_cvm(self.cvm)?;
+        match ended {
+            Some(ended) => cx.out.result(&ended, |ended| self.sentence(ended)),
+            None if cx.out.is_json() => match operation.cvm() {
+                // Gone, if it was deleted.
+                Some(cvm) => match cvm.get().await {
+                    Ok(cvm) => cx.out.json(&cvm),
+                    Err(_) => Ok(()),
+                },
+                None => Ok(()),
+            },
+            None => cx.out.print(&format!("{} is {}.", self.cvm, self.done)),
+        }
+    }
+
+    /// It was accepted, and that is all that was wanted.
+    fn under_way(&self, cx: &Context, operation: &Operation) -> Result<()> {
+        if cx.out.is_json() {
+            return operation.answer().map_or(Ok(()), |answer| cx.out.json(answer));
+        }
+        cx.out.print(&match operation.id() {
+            Some(id) => format!("{} {}: follow it with `casemate ops watch {id}`", self.doing, self.cvm),
+            None => format!("{} {}: follow it with `casemate cvms watch {}`", self.doing, self.cvm, self.cvm),
+        })
+    }
+
+    /// What has happened, in one sentence.
+    fn sentence(&self, ended: &wire::Operation) -> String {
+        let is_update = ended.kind == "update";
+        match ended.downtime_ms.filter(|&downtime| downtime > 0) {
+            Some(downtime) => {
+                format!("{} is {}. It was down for {}.", self.cvm, self.done, human::millis(downtime))
+            }
+            None if is_update && ended.steps.is_empty() && ended.diff.is_empty() => {
+                format!(
+                    "{} is like this already: nothing changed. --force-restart restarts it all the same.",
+                    self.cvm
+                )
+            }
+            None if is_update && ended.steps.is_empty() => {
+                format!("{} is {}, without a restart.", self.cvm, self.done)
+            }
+            None => format!("{} is {}.", self.cvm, self.done),
+        }
+    }
+}
+
+/// Shows what would be done.
+pub(crate) fn plan(cx: &Context, cvm: &str, plan: wire::Plan) -> Result<()> {
+    cx.out.result(&DryRun { plan }, |DryRun { plan }| plan_text(cvm, plan))
+}
+
+fn plan_text(cvm: &str, plan: &wire::Plan) -> String {
+    let mut lines = vec![match plan.kind {
+        PlanKind::Nothing => format!("{cvm} is like this already: nothing would change."),
+        PlanKind::Records => format!("{cvm} would change without a restart:"),
+        PlanKind::Restart => format!("{cvm} would restart once with:"),
+        PlanKind::Other(ref other) => format!("{cvm}: {other}"),
+    }];
+    lines.extend(diff_lines(&plan.diff).into_iter().map(|line| format!("  {line}")));
+    if let Some(hash) = plan.compose_hash.filter(|_| plan.needs_approval) {
+        lines.push(format!("The compose hash {hash} would have to be registered on chain first."));
+    }
+    lines.extend(plan.warnings.iter().map(|warning| format!("warning: {warning}")));
+    lines.join("\n")
+}
+
+/// Shows what has to be registered, and how it goes on then.
+fn needs_approval(cx: &Context, cvm: &str, ask: &Ask, prepare_only: bool) -> Result<()> {
+    const MESSAGE: &str = "the compose hash has to be registered on chain first";
+    let body = ErrorBody::approval_needed(MESSAGE, ask);
+    cx.out.result(&body, |_| {
+        let yes = |allowed: bool| if allowed { "allowed" } else { "not allowed yet" };
+        let status = ask.onchain_status.as_ref().map(|status| {
+            let [hash, device] = [status.compose_hash_allowed, status.device_id_allowed].map(yes);
+            format!("compose hash {hash}, device {device}")
+        });
+        let kms = &ask.kms_info;
+        fields([
+            ("compose hash", Some(format!("0x{}", ask.compose_hash))),
+            ("app", Some(format!("0x{}", ask.app_id))),
+            ("device", Some(ask.device_id.clone()).filter(|device| !device.is_empty())),
+            ("chain", kms.chain_id.map(|id| id.to_string())),
+            ("KMS contract", kms.kms_contract_address.clone()),
+            ("on chain", status),
+            ("commit token", ask.commit_token.clone()),
+            ("commit page", ask.commit_url.clone()),
+        ])
+    })?;
+    let hash = ask.compose_hash;
+    let next = match ask.commit_token {
+        Some(_) => {
+            format!("once it is registered: `casemate cvms commit {cvm} TOKEN {hash} TRANSACTION`")
+        }
+        None => format!("once it is registered: `casemate cvms confirm {cvm} {hash} TRANSACTION`"),
+    };
+    if prepare_only {
+        cx.out.note(&next);
+        return Ok(());
+    }
+    Err(Failure::failed(format!("{cvm} is not updated yet: {MESSAGE}")).hint(next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn plan(plan: serde_json::Value) -> String {
+        plan_text("web-1", &serde_json::from_value(plan).unwrap())
+    }
+
+    #[test]
+    fn a_plan_says_whether_the_machine_restarts_and_what_stands_in_the_way() {
+        let hash = "a".repeat(64);
+        assert_eq!(
+            plan(json!({ "kind": "nothing", "diff": [], "compose_hash": hash, "needs_approval": false })),
+            "web-1 is like this already: nothing would change."
+        );
+        assert_eq!(
+            plan(json!({
+                "kind": "restart",
+                "diff": [{ "field": "vcpu", "from": 1, "to": 2 }],
+                "compose_hash": hash,
+                "needs_approval": true,
+                "warnings": ["line 3 is hashed without a space"],
+            })),
+            format!(
+                "web-1 would restart once with:\n  vcpu  1 → 2\nThe compose hash {hash} would have to be registered on chain \
+                 first.\nwarning: line 3 is hashed without a space"
+            )
+        );
+    }
+
+    #[test]
+    fn the_last_sentence_names_the_downtime_only_if_there_was_one() {
+        let change = Change { cvm: "web-1", doing: "", done: "updated", waiting: Waiting::default() };
+        let ended = |steps, diff, downtime_ms: Option<u64>| {
+            let ended = json!({
+                "correlation_id": "0198c1d2-0000-7000-8000-000000000000", "cvm_id": "cvm_AR0ShvD7NR", "kind": "update",
+                "status": "succeeded", "step": null, "attempt": 1, "steps": steps, "diff": diff,
+                "downtime_ms": downtime_ms, "created_at": "2026-03-01T12:00:00Z", "ended_at": null,
+            });
+            change.sentence(&serde_json::from_value(ended).unwrap())
+        };
+        let steps = json!([{ "name": "stop", "started_at": null, "ended_at": null }]);
+        let diff = json!([{ "field": "listed", "from": false, "to": true }]);
+        assert_eq!(ended(steps, diff.clone(), Some(1500)), "web-1 is updated. It was down for 1.5 s.");
+        assert_eq!(ended(json!([]), diff, None), "web-1 is updated, without a restart.");
+        assert!(ended(json!([]), json!([]), None).contains("nothing changed"));
+    }
+}

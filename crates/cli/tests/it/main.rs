@@ -1,0 +1,4 @@
+//! What people see of the client commands.
+
+mod help;
+mod parse;

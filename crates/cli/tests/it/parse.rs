@@ -1,0 +1,73 @@
+//! What is taken, and what is refused before anything is sent.
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::help::Program;
+
+fn parse(line: &str) -> Result<Program, clap::Error> {
+    Program::try_parse_from(std::iter::once("casemate").chain(line.split(' ')))
+}
+
+#[test]
+fn common_lines_are_taken() {
+    for line in [
+        "deploy",
+        "deploy -n web-1 -c app.yml -e A=1 -e .env --memory 2G --disk-size 20G --public-logs=false --dev-os --wait --dry-run",
+        "deploy -n web-1 --instance-type tdx.small --vcpu 2 --image dstack-0.5.5 --node sim-1 --region local --listed",
+        "cvms list --json",
+        "cvms --json list",
+        "cvms ls --page 2 --page-size 10",
+        "cvms update web-1 --compose - --disk 20G --gpus 1:H200 --on-failure put-back --no-wait",
+        "cvms update web-1 --on-failure put_back --allowed-env A --allowed-env B --rename web-2 --force-restart",
+        "cvms delete web-1 --yes",
+        "cvms logs web-1 db -f -n 20",
+        "cvms rollback web-1 3 --dry-run",
+        "cvms confirm web-1 0xaa",
+        "cvms commit web-1 - 0xaa 0xbb",
+        "cvms refresh-instance-id web-1 web-2 -y",
+        "ops list --stuck",
+        "nodes fault sim-1 slow-stop=30 --once --cvm web-1",
+        "nodes fault sim-1 --clear",
+        "images",
+        "images list --cvm web-1",
+        "keys create --data /var/lib/casemate --workspace main",
+        "completion bash",
+    ] {
+        if let Err(error) = parse(line) {
+            panic!("{line}: {error}");
+        }
+    }
+}
+
+#[test]
+fn wrong_lines_are_refused_with_the_reason() {
+    use ErrorKind::{
+        ArgumentConflict, InvalidValue, MissingRequiredArgument, UnknownArgument, ValueValidation,
+    };
+    for (line, kind) in [
+        ("deploy --memory 2X", ValueValidation),
+        ("deploy --public-logs=perhaps", InvalidValue),
+        ("deploy --dev-os --image dstack-0.5.5", ArgumentConflict),
+        ("cvms update", MissingRequiredArgument),
+        ("cvms update web-1 --dryrun", UnknownArgument),
+        ("cvms update web-1 --on-failure never", ValueValidation),
+        ("cvms commit web-1", MissingRequiredArgument),
+        ("cvms update web-1 --encrypted-env 00", ValueValidation),
+        ("cvms logs web-1 db --channel serial", ArgumentConflict),
+        ("cvms rollback web-1", MissingRequiredArgument),
+        ("nodes fault sim-1", MissingRequiredArgument),
+        ("nodes fault sim-1 explode", ValueValidation),
+        ("nodes fault sim-1 lie --clear", ArgumentConflict),
+        ("keys create --data x", MissingRequiredArgument),
+        ("completion", MissingRequiredArgument),
+    ] {
+        match parse(line) {
+            Ok(_) => panic!("`{line}` is taken"),
+            Err(error) => {
+                assert_eq!(error.kind(), kind, "{line}");
+                assert_eq!(error.exit_code(), 2, "{line}");
+            }
+        }
+    }
+}
