@@ -1,0 +1,23 @@
+# Each target is a script in scripts/. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help dev check test soak bench
+
+help: ## List the targets
+	@awk -F ': *## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile $(if $(wildcard crates/benches/Cargo.toml),,| grep -v '^make bench')
+
+dev: ## Build and start a whole cloud here, with an example app that is updated before your eyes (YES=1: do not ask; ARGS="...": more options)
+	@scripts/dev $(ARGS)
+
+check: ## The inner loop: formatting, lints, unit and HTTP tests
+	@scripts/check
+
+test: ## Everything that CI runs, as timed stages (STAGES="clients": only these)
+	@scripts/test $(STAGES)
+
+soak: ## The same tests with bigger numbers (CASEMATE_TEST_SCALE=20), for an hour without company
+	@CASEMATE_TEST_SCALE="$${CASEMATE_TEST_SCALE:-20}" scripts/test tools build sweeps crash fuzz
+
+ifneq ($(wildcard crates/benches/Cargo.toml),)
+bench: ## Measure Casemate beside limit servers of its own, as ratios
+	@cargo run --release --locked -p casemate-benches
+endif

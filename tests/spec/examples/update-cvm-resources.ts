@@ -1,0 +1,6 @@
+await client.updateCvmResources({
+id: "my-app",
+vcpu: 4,
+memory: 8192,
+disk_size: 100,
+});
