@@ -376,9 +376,25 @@ fn image_fits(spec: &Spec, rules: &Rules<'_>) -> Result<()> {
 /// The compose document that `wish` leads to, checked; none if it does not touch it.
 fn document(current: &Compose, wish: &Wish) -> Result<Option<ComposeDoc>> {
     let patch = &wish.patch;
+    let flags = [
+        (Flag::PublicLogs, &patch.public_logs),
+        (Flag::PublicSysinfo, &patch.public_sysinfo),
+        (Flag::PublicTcbinfo, &patch.public_tcbinfo),
+        (Flag::GatewayEnabled, &patch.gateway_enabled),
+        (Flag::SecureTime, &patch.secure_time),
+    ];
     let mut document = match &wish.document {
         Some(document) => document.clone(),
-        None => current.parsed(),
+        None => {
+            let texts = [patch.docker_compose_file.get().is_some(), patch.pre_launch_script.get().is_some()];
+            let touched = texts.contains(&true)
+                || patch.allowed_envs.get().is_some()
+                || flags.iter().any(|(_, wanted)| wanted.get().is_some());
+            if !touched {
+                return Ok(None);
+            }
+            current.parsed()
+        }
     };
     if let Some(yaml) = patch.docker_compose_file.get() {
         document.set_docker_compose_file(yaml);
@@ -389,13 +405,6 @@ fn document(current: &Compose, wish: &Wish) -> Result<Option<ComposeDoc>> {
     if let Some(keys) = patch.allowed_envs.get() {
         document.set_allowed_envs(keys.iter().map(String::as_str));
     }
-    let flags = [
-        (Flag::PublicLogs, &patch.public_logs),
-        (Flag::PublicSysinfo, &patch.public_sysinfo),
-        (Flag::PublicTcbinfo, &patch.public_tcbinfo),
-        (Flag::GatewayEnabled, &patch.gateway_enabled),
-        (Flag::SecureTime, &patch.secure_time),
-    ];
     for (flag, wanted) in flags {
         // A flag that has this value by default is left out: the hash stays what it is.
         if let Some(value) = wanted.get().copied().filter(|value| document.flag(flag) != *value) {
