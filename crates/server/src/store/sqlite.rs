@@ -240,7 +240,8 @@ fn connect(path: &Path, durability: Durability) -> Result<Connection> {
     };
     connection.execute_batch(&format!(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous}; PRAGMA foreign_keys=ON; PRAGMA busy_timeout=5000;
-         PRAGMA cache_size=-4096; PRAGMA temp_store=MEMORY;"
+         PRAGMA cache_size=-4096; PRAGMA temp_store=MEMORY; PRAGMA mmap_size=1073741824;
+         PRAGMA wal_autocheckpoint=8000;"
     ))?;
     Ok(connection)
 }
