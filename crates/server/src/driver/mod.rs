@@ -198,6 +198,33 @@ pub struct Observed {
     pub containers: Vec<Container>,
 }
 
+/// What a node last reported of a machine, as the store has it. Most who look at a CVM do not ask for it, so it is read by
+/// those who do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report(Box<str>);
+
+impl Report {
+    /// As it is stored.
+    pub fn of(seen: &Observed) -> Self {
+        Self(serde_json::to_string(seen).expect("text as keys, and nothing that can fail").into())
+    }
+
+    /// From the store.
+    pub fn stored(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// For the store.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What is in it; nothing if another version of this program wrote it: the next comparison with the node replaces it.
+    pub fn read(&self) -> Option<Observed> {
+        serde_json::from_str(&self.0).ok()
+    }
+}
+
 /// Power and boot state of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Guest {

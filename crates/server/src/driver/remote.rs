@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use casemate_types::ids::VmUuid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -61,7 +61,7 @@ struct Request {
 #[derive(Debug, Serialize, Deserialize)]
 struct Response {
     id: u64,
-    result: Result<Value>,
+    result: Result<Box<RawValue>>,
 }
 
 /// Serves `sim` until the listener fails. Dropping the future ends all connections, but no call that has arrived.
@@ -109,7 +109,7 @@ async fn serve_connection(sim: Sim, stream: UnixStream) {
 }
 
 impl Call {
-    async fn run(self, sim: &Sim) -> Result<Value> {
+    async fn run(self, sim: &Sim) -> Result<Box<RawValue>> {
         match self {
             Self::Describe => json(sim.describe().await?),
             Self::EnsureStaged { at, machine } => json(sim.ensure_staged(at, &machine).await?),
@@ -147,7 +147,7 @@ struct Remote {
 }
 
 /// A call on its way to the connection, and where its result goes.
-type Asked = (Call, oneshot::Sender<Result<Value>>);
+type Asked = (Call, oneshot::Sender<Result<Box<RawValue>>>);
 
 impl RemoteSim {
     /// The node that listens, or will listen, at `path`.
@@ -195,7 +195,7 @@ impl RemoteSim {
         let broke = || Error::Unreachable("the connection broke".into());
         self.link().await?.send((call, answer)).map_err(|_| broke())?;
         let value = answered.await.map_err(|_| broke())??;
-        serde_json::from_value(value)
+        serde_json::from_str(value.get())
             .map_err(|error| Error::Unreachable(format!("its answer is no answer: {error}")))
     }
 
@@ -314,8 +314,8 @@ impl Plan for RemoteSim {
     }
 }
 
-fn json(value: impl Serialize) -> Result<Value> {
-    Ok(serde_json::to_value(value).expect("what calls return has text as keys and nothing that can fail"))
+fn json(value: impl Serialize) -> Result<Box<RawValue>> {
+    Ok(to_raw_value(&value).expect("what calls return has text as keys and nothing that can fail"))
 }
 
 fn line(message: &impl Serialize) -> Vec<u8> {

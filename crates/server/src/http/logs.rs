@@ -21,7 +21,7 @@ use super::streams::{Open, Reader};
 use super::view::{Shown, signature_holds};
 use crate::app::App;
 use crate::cvm::state::Cvm;
-use crate::driver::{self, LogChannel, LogLine};
+use crate::driver::{self, LogChannel, LogLine, Report};
 use crate::error::{Error, Resource, Result};
 use crate::store;
 
@@ -99,9 +99,8 @@ pub async fn container_log(
 fn service(app: &App, cvm: &Cvm, name: &str) -> Result<Option<String>> {
     let mut services = Shown::of(&app.store.spec(cvm.id, cvm.revision)?).document.services();
     let mut known: Vec<_> = services.drain(..).map(|service| service.name).collect();
-    known.extend(
-        cvm.observed.iter().flat_map(|seen| &seen.containers).map(|container| container.service.clone()),
-    );
+    let seen = cvm.observed.as_ref().and_then(Report::read);
+    known.extend(seen.into_iter().flat_map(|seen| seen.containers).map(|container| container.service));
     let named = |wanted: &str| known.iter().find(|service| *service == wanted).cloned();
     Ok(named(name).or_else(|| named(service_of(name))))
 }

@@ -9,13 +9,13 @@ use super::answers::Receipt;
 use super::events::{self, NewEvent};
 use super::operations::{Accepted, Inserted};
 use super::rows::{
-    self, CVM, Origin, const_format, insert_revision, json, millis, named, operation_by_id, time,
+    self, CVM, Origin, const_format, insert_revision, json, millis, named, time,
 };
 use super::{Error, Result, Store};
 use crate::auth::Author;
 use crate::cvm::spec::Spec;
 use crate::cvm::state::{Cvm, Power};
-use crate::driver::Observed;
+use crate::driver::Report;
 use crate::workflow::operation::{Kind, Options};
 
 /// A CVM to be made, and its app if that is new.
@@ -208,6 +208,7 @@ impl Store {
             .map_err(named)?;
             let cvm_id = tx.last_insert_rowid();
             let origin = Origin {
+                after: None,
                 cause: Kind::Create.as_str(),
                 content_of: None,
                 user_id: new.author.user_id,
@@ -228,8 +229,7 @@ impl Store {
                 user_id: new.author.user_id,
                 at: new.at,
             };
-            operation.insert(tx)?;
-            let operation = operation_by_id(tx, new.op)?;
+            let operation = operation.insert(tx)?;
             let cvm = rows::cvm_by_id(tx, cvm_id)?;
             let event = NewEvent {
                 author: Some(&new.author),
@@ -342,12 +342,12 @@ impl Store {
         })
     }
 
-    /// All live CVMs on a node.
-    pub fn cvms_on_node(&self, node_id: i64) -> Result<Vec<Cvm>> {
+    /// Live CVMs on a node by their number, at most `limit` of those after number `after`.
+    pub fn cvms_on_node(&self, node_id: i64, after: i64, limit: usize) -> Result<Vec<Cvm>> {
         self.read(|connection| {
-            let sql = const_format(CVM, "WHERE c.node_id = ? AND c.deleted_at IS NULL");
-            let mut statement = connection.prepare_cached(&sql)?;
-            let mut found = statement.query([node_id])?;
+            let tail = "WHERE c.node_id = ? AND c.id > ? AND c.deleted_at IS NULL ORDER BY c.id LIMIT ?";
+            let mut statement = connection.prepare_cached(&const_format(CVM, tail))?;
+            let mut found = statement.query(params![node_id, after, limit])?;
             collect(&mut found)
         })
     }
@@ -515,11 +515,15 @@ impl Store {
         })
     }
 
-    /// Stores what the node reported of a machine, if nothing was accepted for it since. It changes nothing that is desired.
-    pub async fn cvm_observed(&self, cvm_id: i64, generation: u64, seen: Observed) -> Result<()> {
+    /// Stores what a node reported of machines: number and generation of the CVM, and the report. One for which something was
+    /// accepted since is left out. It changes nothing that is desired.
+    pub async fn cvms_observed(&self, seen: Vec<(i64, u64, Report)>) -> Result<()> {
         self.write(move |tx| {
             let sql = "UPDATE cvm SET observed = ? WHERE id = ? AND generation = ? AND deleted_at IS NULL";
-            tx.prepare_cached(sql)?.execute(params![json(&seen), cvm_id, generation])?;
+            let mut update = tx.prepare_cached(sql)?;
+            for (cvm_id, generation, report) in &seen {
+                update.execute(params![report.as_str(), cvm_id, generation])?;
+            }
             Ok(())
         })
         .await

@@ -2,7 +2,7 @@
 
 use casemate_types::ids::OperationId;
 use jiff::Timestamp;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::answers::Receipt;
 use super::approvals::Closing;
@@ -13,10 +13,10 @@ use super::rows::{
 use super::{Error, Result, Store};
 use crate::auth::Author;
 use crate::cvm::spec::Spec;
-use crate::cvm::state::{Cvm, Power, Status};
-use crate::driver::{Machine, Observed};
+use crate::cvm::state::{Cvm, OpenOperation, Power, Status};
+use crate::driver::{Machine, Observed, Report};
 use crate::workflow::operation::{
-    Aftermath, Change, FailCode, FailReason, Held, Kind, Operation, Options, State, Step, StepName,
+    Aftermath, Change, FailCode, FailReason, Held, Kind, Operation, Options, Records, State, Step, StepName,
     steps_after_interrupting,
 };
 
@@ -94,27 +94,27 @@ pub struct OperationFilter {
 impl Store {
     /// Stores an accepted operation: revision, operation, steps and event, or none of them.
     ///
-    /// `OperationOpen` if one is at work on the CVM, `Changed` if the CVM has moved past `expected`.
+    /// `OperationOpen` if one is at work on the CVM, `Changed` if the CVM has moved on since it was `seen`.
     pub async fn operation_accept(
         &self,
         new: NewOperation,
-        expected: u64,
+        seen: Cvm,
         receipt: Option<Receipt<Accepted>>,
     ) -> Result<Accepted> {
-        self.change_and_keep(receipt, move |tx| accept_if(tx, new, expected)).await
+        self.change_and_keep(receipt, move |tx| accept_if(tx, new, &seen)).await
     }
 
     /// As [`Store::operation_accept`] for several CVMs in one transaction. One that cannot be accepted leaves the others.
     pub async fn operations_accept(
         &self,
-        new: Vec<(NewOperation, u64)>,
+        new: Vec<(NewOperation, Cvm)>,
         receipt: Option<Receipt<Vec<Option<Accepted>>>>,
     ) -> Result<Vec<Option<Accepted>>> {
         self.change_and_keep(receipt, move |tx| {
             let mut last = 0;
             let mut accepted = Vec::with_capacity(new.len());
-            for (new, expected) in new {
-                accepted.push(match accept_if(tx, new, expected) {
+            for (new, seen) in new {
+                accepted.push(match accept_if(tx, new, &seen) {
                     Ok((one, seq)) => {
                         last = seq;
                         Some(one)
@@ -273,7 +273,7 @@ impl Store {
             }
             if let Some(seen) = &seen {
                 let sql = "UPDATE cvm SET observed = ? WHERE id = ?";
-                tx.prepare_cached(sql)?.execute(params![json(seen), operation.cvm_id])?;
+                tx.prepare_cached(sql)?.execute(params![Report::of(seen).as_str(), operation.cvm_id])?;
             }
             let last = operation.step == operation.steps.len();
             if last {
@@ -584,16 +584,19 @@ fn ensure_name_free(tx: &Connection, cvm: &Cvm, name: &str) -> Result<()> {
     }
 }
 
-/// Accepts `new` if nothing is at work on its CVM and nobody was faster. Writes nothing otherwise.
-fn accept_if(tx: &Connection, new: NewOperation, expected: u64) -> Result<(Accepted, i64)> {
-    let cvm = rows::cvm_by_id(tx, new.cvm_id)?;
-    if cvm.open.is_some() {
+/// Accepts `new` if nothing is at work on its CVM and nobody was faster than who has `seen` it. Writes nothing otherwise.
+fn accept_if(tx: &Connection, new: NewOperation, seen: &Cvm) -> Result<(Accepted, i64)> {
+    let sql = "SELECT open_op IS NOT NULL, generation FROM cvm WHERE id = ? AND deleted_at IS NULL";
+    let now = tx.prepare_cached(sql)?.query_row([new.cvm_id], |row| Ok((row.get(0)?, row.get(1)?)));
+    let (open, generation): (bool, u64) = now.optional()?.ok_or(Error::Missing)?;
+    if open {
         return Err(Error::OperationOpen);
     }
-    if cvm.generation != expected {
+    if generation != seen.generation {
         return Err(Error::Changed);
     }
-    accept_onto(tx, &cvm, new, None)
+    // Nothing is at work and every change has a generation of its own: what was seen is what is there.
+    accept_onto(tx, seen, new, None)
 }
 
 /// `target` is the revision to bring about when it is neither a new one nor the current one.
@@ -613,6 +616,7 @@ fn accept_onto(
             latest += 1;
             booked = booked.max(new_spec.spec.booking());
             let origin = Origin {
+                after: Some(cvm.revision),
                 cause: new.kind.as_str(),
                 content_of: new_spec.content_of,
                 user_id: new.author.user_id,
@@ -643,8 +647,13 @@ fn accept_onto(
         user_id: new.author.user_id,
         at: new.at,
     };
-    operation.insert(tx)?;
+    let operation = operation.insert(tx)?;
+    let mut after = Cvm { updated_at: new.at, ..cvm.clone() };
     if done {
+        let Records { listed, name } = options.records.clone();
+        after.listed = listed.unwrap_or(after.listed);
+        after.name = name.unwrap_or(after.name);
+        after.generation = generation;
         write_records(tx, cvm.id, &options)?;
         tx.prepare_cached("UPDATE cvm SET generation = ?, updated_at = ? WHERE id = ?")?.execute(params![
             generation,
@@ -652,12 +661,18 @@ fn accept_onto(
             cvm.id
         ])?;
     } else {
+        after.status = new.kind.status();
+        after.power = power;
+        after.generation = generation;
+        after.latest_revision = latest;
+        after.open = Some(OpenOperation { id: new.id, kind: new.kind, started_at: new.at });
+        after.booked = booked;
         tx.prepare_cached(
             "UPDATE cvm SET status = ?, power = ?, generation = ?, latest_revision = ?, open_op = ?, booked_vcpu = ?,
                booked_memory_mb = ?, booked_disk_gb = ?, booked_gpus = ?, updated_at = ? WHERE id = ?",
         )?
         .execute(params![
-            new.kind.status().as_str(),
+            after.status.as_str(),
             power.as_str(),
             generation,
             latest,
@@ -674,8 +689,14 @@ fn accept_onto(
     if let Some(closing) = &new.closes {
         closing.close(tx, new.id)?;
     }
-    let operation = operation_by_id(tx, new.id)?;
-    let cvm = rows::cvm_by_id(tx, cvm.id)?;
+    // What was written is known; reading it again would cost as much as writing it.
+    let cvm = after;
+    debug_assert_eq!(operation, operation_by_id(tx, new.id)?);
+    // Reports of the node come and go beside this.
+    debug_assert_eq!(
+        Cvm { observed: None, ..cvm.clone() },
+        Cvm { observed: None, ..rows::cvm_by_id(tx, cvm.id)? }
+    );
     let kind = if done { "operation.succeeded" } else { "operation.accepted" };
     let event = NewEvent {
         author: Some(&new.author),
@@ -703,12 +724,12 @@ pub(super) struct Inserted<'a> {
 }
 
 impl Inserted<'_> {
-    pub(super) fn insert(&self, tx: &Connection) -> Result<()> {
+    pub(super) fn insert(self, tx: &Connection) -> Result<Operation> {
         let steps: Vec<Step> =
             self.steps.iter().map(|&name| Step { name, started_at: None, ended_at: None }).collect();
-        let (status, ended_at) = match steps.is_empty() {
-            true => ("succeeded", Some(millis(self.at))),
-            false => ("queued", None),
+        let state = match steps.is_empty() {
+            true => State::Succeeded { at: self.at },
+            false => State::Queued { not_before: self.at },
         };
         tx.prepare_cached(
             "INSERT INTO operation (id, cvm_id, generation, kind, status, step, steps, not_before, target, previous, options,
@@ -719,7 +740,7 @@ impl Inserted<'_> {
             self.cvm_id,
             self.generation,
             self.kind.as_str(),
-            status,
+            state.name(),
             json(&steps),
             millis(self.at),
             self.target,
@@ -728,10 +749,28 @@ impl Inserted<'_> {
             json(self.diff),
             self.user_id,
             millis(self.at),
-            ended_at,
+            state.ended_at().map(millis),
         ])
         .map_err(named)?;
-        Ok(())
+        Ok(Operation {
+            id: self.id,
+            cvm_id: self.cvm_id,
+            generation: self.generation,
+            kind: self.kind,
+            state,
+            steps,
+            step: 0,
+            attempt: 1,
+            claim: 0,
+            waiting_for: None,
+            target: self.target,
+            previous: self.previous,
+            options: self.options.clone(),
+            diff: self.diff.to_vec(),
+            downtime_ms: None,
+            user_id: self.user_id,
+            created_at: self.at,
+        })
     }
 }
 
@@ -755,6 +794,7 @@ fn insert_put_back(
         }
         latest += 1;
         let origin = Origin {
+            after: Some(failed.previous),
             cause: Kind::PutBack.as_str(),
             content_of: Some(failed.previous),
             user_id: failed.user_id,

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{Error, Result};
 use crate::cvm::spec::{Booking, Compose, Spec};
 use crate::cvm::state::{Cvm, OpenOperation};
+use crate::driver::Report;
 use crate::workflow::operation::{Operation, State};
 
 pub(super) fn millis(at: Timestamp) -> i64 {
@@ -58,10 +59,7 @@ pub(super) fn cvm(row: &Row<'_>) -> Result<Cvm> {
     };
     let text =
         |index: usize| -> Result<&str> { Ok(row.get_ref(index)?.as_str().map_err(rusqlite::Error::from)?) };
-    let observed = match row.get_ref(25)?.as_str_or_null().map_err(rusqlite::Error::from)? {
-        None => None,
-        Some(json) => Some(from_json("observation", json)?),
-    };
+    let observed = row.get_ref(25)?.as_str_or_null().map_err(rusqlite::Error::from)?.map(Report::stored);
     Ok(Cvm {
         id: row.get(0)?,
         uid: uid(text(1)?)?,
@@ -170,11 +168,22 @@ fn keep(connection: &Connection, cvm_id: i64, sha256: &[u8; 32], bytes: &[u8]) -
 
 /// Where a revision comes from.
 pub(super) struct Origin<'a> {
+    /// An earlier revision of the CVM: its texts are stored already.
+    pub after: Option<u64>,
     pub cause: &'a str,
     pub content_of: Option<u64>,
     pub user_id: i64,
     pub op: OperationId,
     pub at: Timestamp,
+}
+
+/// Which texts a revision has: its document, compose text, sealed environment and user config.
+fn texts(connection: &Connection, cvm_id: i64, number: u64) -> Result<[Option<[u8; 32]>; 4]> {
+    let sql = "SELECT document, compose_hash, sealed_env, user_config FROM revision WHERE cvm_id = ? AND number = ?";
+    let found = connection.prepare_cached(sql)?.query_row(params![cvm_id, number], |row| {
+        Ok([Some(row.get(0)?), Some(row.get(1)?), row.get(2)?, row.get(3)?])
+    });
+    Ok(found.optional()?.unwrap_or_default())
 }
 
 /// Stores a spec as revision `number`.
@@ -185,16 +194,21 @@ pub(super) fn insert_revision(
     spec: &Spec,
     origin: &Origin<'_>,
 ) -> Result<()> {
+    let stored = origin.after.map(|after| texts(connection, cvm_id, after)).transpose()?.unwrap_or_default();
     let document = crate::cvm::spec::sha256(spec.compose.document.as_bytes());
-    keep(connection, cvm_id, &document, spec.compose.document.as_bytes())?;
-    keep(connection, cvm_id, &spec.compose.hash.0, spec.compose.text.as_bytes())?;
-    let sealed_env = spec.sealed_env_sha256();
-    if let (Some(sha256), Some(bytes)) = (&sealed_env, &spec.sealed_env) {
-        keep(connection, cvm_id, sha256, bytes)?;
-    }
-    let user_config = spec.user_config_sha256();
-    if let (Some(sha256), Some(text)) = (&user_config, &spec.user_config) {
-        keep(connection, cvm_id, sha256, text.as_bytes())?;
+    let (sealed_env, user_config) = (spec.sealed_env_sha256(), spec.user_config_sha256());
+    let texts = [
+        (Some(document), Some(spec.compose.document.as_bytes())),
+        (Some(spec.compose.hash.0), Some(spec.compose.text.as_bytes())),
+        (sealed_env, spec.sealed_env.as_deref()),
+        (user_config, spec.user_config.as_deref().map(str::as_bytes)),
+    ];
+    for (number, (sha256, bytes)) in texts.into_iter().enumerate() {
+        if let (Some(sha256), Some(bytes)) = (&sha256, bytes)
+            && stored[number].as_ref() != Some(sha256)
+        {
+            keep(connection, cvm_id, sha256, bytes)?;
+        }
     }
     connection
         .prepare_cached(

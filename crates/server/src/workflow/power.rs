@@ -89,7 +89,7 @@ async fn wait_for_turn(
         if kind == Kind::Start && cvm.status == Status::Running {
             new.steps.clear();
         }
-        match app.store.operation_accept(new, cvm.generation, order.receipt.clone()).await {
+        match app.store.operation_accept(new, cvm.clone(), order.receipt.clone()).await {
             Ok(accepted) => {
                 app.wake();
                 return Ok(accepted);

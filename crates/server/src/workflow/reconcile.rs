@@ -10,13 +10,16 @@ use super::operation::{Kind, Options};
 use crate::app::{App, Node};
 use crate::auth::Author;
 use crate::cvm::state::{Cvm, Power, Status};
-use crate::driver::{Guest, Observed};
+use crate::driver::{Guest, Observed, Report};
 use crate::store::{self, NewOperation};
 
 /// How often nodes are compared with the store.
 pub const EVERY: Duration = Duration::from_secs(10);
 
-/// How long a node may take to list its machines.
+/// How many CVMs are compared at a time.
+const PAGE: usize = 256;
+
+/// How long a node may take to report so many machines.
 const ANSWER: Duration = Duration::from_secs(20);
 
 /// Compares until `stop` is cancelled.
@@ -38,40 +41,49 @@ pub async fn once(app: &App) {
     }
 }
 
+/// Compares a node page by page: a node may have many machines.
 async fn compare(
     app: &App,
     node_id: i64,
     node: &Node,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    // In this order: whatever moves a CVM after it was read here is noticed by its generation.
-    let cvms = app.store.cvms_on_node(node_id)?;
-    let inventory = app.clock.within(ANSWER, node.driver.inventory()).await.ok_or("no answer in time")??;
-    let mut seen: HashMap<VmUuid, Observed> =
-        inventory.into_iter().map(|machine| (machine.vm, machine)).collect();
-    for cvm in cvms {
-        let machine = seen.remove(&cvm.vm_uuid);
-        if cvm.open.is_some() {
-            continue;
+    let mut after = 0;
+    loop {
+        // In this order: whatever moves a CVM after it was read here is noticed by its generation.
+        let cvms = app.store.cvms_on_node(node_id, after, PAGE)?;
+        let Some(last) = cvms.last() else { return Ok(()) };
+        after = last.id;
+        let machines: Vec<VmUuid> = cvms.iter().map(|cvm| cvm.vm_uuid).collect();
+        let seen = app.clock.within(ANSWER, node.driver.observe(&machines)).await.ok_or("no answer in time")??;
+        let seen: HashMap<VmUuid, Observed> = seen.into_iter().map(|machine| (machine.vm, machine)).collect();
+        let mut news = Vec::new();
+        let mut to_mend = Vec::new();
+        // Whatever is at work on a CVM looks after it.
+        for cvm in cvms.into_iter().filter(|cvm| cvm.open.is_none()) {
+            let machine = seen.get(&cvm.vm_uuid);
+            let report = machine.map(Report::of).filter(|report| cvm.observed.as_ref() != Some(report));
+            news.extend(report.map(|report| (cvm.id, cvm.generation, report)));
+            to_mend.extend(remedy(&cvm, machine).map(|kind| (cvm, kind)));
         }
-        if let Some(machine) = &machine
-            && cvm.observed.as_ref() != Some(machine)
-        {
-            app.store.cvm_observed(cvm.id, cvm.generation, machine.clone()).await?;
+        if !news.is_empty() {
+            app.store.cvms_observed(news).await?;
         }
-        if let Some(kind) = remedy(&cvm, machine.as_ref()) {
-            match app.store.operation_accept(operation(app, &cvm, kind), cvm.generation, None).await {
-                Ok(_) => {
-                    tracing::warn!(cvm.id = cvm.id, kind = %kind, "the machine is not as it should be");
-                    app.wake();
-                }
-                // Somebody else is at it.
-                Err(store::Error::Changed | store::Error::OperationOpen | store::Error::Missing) => {}
-                Err(error) => return Err(error.into()),
-            }
+        for (cvm, kind) in to_mend {
+            mend(app, cvm, kind).await?;
         }
     }
-    for machine in seen.values() {
-        tracing::debug!(vm = %machine.vm, node = %node.facts.name, "the node has a machine that nobody here knows");
+}
+
+async fn mend(app: &App, cvm: Cvm, kind: Kind) -> store::Result<()> {
+    let id = cvm.id;
+    match app.store.operation_accept(operation(app, &cvm, kind), cvm, None).await {
+        Ok(_) => {
+            tracing::warn!(cvm.id = id, kind = %kind, "the machine is not as it should be");
+            app.wake();
+        }
+        // Somebody else is at it.
+        Err(store::Error::Changed | store::Error::OperationOpen | store::Error::Missing) => {}
+        Err(error) => return Err(error),
     }
     Ok(())
 }

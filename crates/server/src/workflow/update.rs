@@ -159,7 +159,7 @@ pub(super) async fn store_plan(
         let plan = plan.clone();
         receipt.of(move |accepted| Outcome::Accepted(Box::new(of_plan(accepted, &plan))))
     });
-    let accepted = app.store.operation_accept(new, cvm.generation, receipt).await?;
+    let accepted = app.store.operation_accept(new, cvm.clone(), receipt).await?;
     app.wake();
     Ok(Accepted { operation: accepted.operation, cvm: accepted.cvm, plan })
 }
@@ -176,7 +176,7 @@ pub async fn accept_each(
         Request { wish: Wish::default(), kind, if_match: None, author: author.clone(), receipt: None };
     let new = planned
         .into_iter()
-        .map(|(cvm, plan)| (new_operation(app, &cvm, &plan, &request), cvm.generation))
+        .map(|(cvm, plan)| (new_operation(app, &cvm, &plan, &request), cvm))
         .collect();
     let accepted = app.store.operations_accept(new, receipt).await?;
     app.wake();

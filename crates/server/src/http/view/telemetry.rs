@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use crate::app::App;
 use crate::cvm::state::{Cvm, Status};
-use crate::driver::{self, LastStop, Observed};
+use crate::driver::{self, LastStop, Observed, Report};
 
 /// What the guest of a CVM told, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +29,8 @@ pub fn guest(app: &App, cvm: &Cvm) -> Guest {
         guest.shutdown_progress = Some("waiting for the guest".to_owned());
     }
     // What was seen last is older than a stop that has ended since.
-    let Some(seen) = cvm.observed.as_ref().filter(|_| cvm.status != Status::Stopped) else { return guest };
+    let report = cvm.observed.as_ref().filter(|_| cvm.status != Status::Stopped);
+    let Some(seen) = report.and_then(Report::read) else { return guest };
     let on = match &seen.guest {
         driver::Guest::Off => false,
         driver::Guest::Booting { progress } => {
@@ -49,7 +50,7 @@ pub fn guest(app: &App, cvm: &Cvm) -> Guest {
             false
         }
     };
-    guest.uptime = on.then(|| uptime(app, seen)).flatten();
+    guest.uptime = on.then(|| uptime(app, &seen)).flatten();
     guest
 }
 
