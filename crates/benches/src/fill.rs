@@ -109,7 +109,7 @@ pub(crate) async fn open_updates(data: &Path, count: usize) -> Result<()> {
                     author: Author { user_id: account.user_id, key_id: None, request_id: None },
                     at: clock.now(),
                 };
-                store.operation_accept(new, cvm.generation, None).await
+                store.operation_accept(new, cvm.clone(), None).await
             }
         });
         try_join_all(accepts).await?;

@@ -301,6 +301,8 @@ impl Bench {
         for round in self.rounds() {
             let data = self.copy("running", &format!("writes-{round}"))?;
             let (product, _) = self.product(&data, None, &health()).await?;
+            // The yardstick goes through all rounds and has its machines at hand. So should a server that was started just now.
+            Client::connect(product.address, MANY).await?.send(&self.gets("/api/v1", CVMS), 200).await?;
             for (server, prefix) in [(&product, "/api/v1"), (&limit, "")] {
                 let mut many = Client::connect(server.address, MANY).await?;
                 many.send(&self.patches(prefix, 0..1_000), 202).await?;
