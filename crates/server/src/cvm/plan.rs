@@ -568,7 +568,6 @@ mod tests {
             boot_error: None,
             open: None,
             booked: spec.booking(),
-            observed: None,
             created_at: Timestamp::UNIX_EPOCH,
             updated_at: Timestamp::UNIX_EPOCH,
         };

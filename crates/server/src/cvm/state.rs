@@ -4,7 +4,6 @@ use casemate_types::ids::{AppId, CvmUid, InstanceId, OperationId, VmUuid};
 use jiff::Timestamp;
 
 use super::spec::Booking;
-use crate::driver::Report;
 
 macro_rules! words {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal,)* }) => {
@@ -130,8 +129,6 @@ pub struct Cvm {
     pub open: Option<OpenOperation>,
     /// What is booked for it on its node.
     pub booked: Booking,
-    /// What the node last reported.
-    pub observed: Option<Report>,
     /// When it was accepted.
     pub created_at: Timestamp,
     /// When its record last changed.

@@ -99,7 +99,8 @@ pub async fn container_log(
 fn service(app: &App, cvm: &Cvm, name: &str) -> Result<Option<String>> {
     let mut services = Shown::of(&app.store.spec(cvm.id, cvm.revision)?).document.services();
     let mut known: Vec<_> = services.drain(..).map(|service| service.name).collect();
-    let seen = cvm.observed.as_ref().and_then(Report::read);
+    let report = app.store.report(cvm.id)?;
+    let seen = report.as_ref().and_then(Report::read);
     known.extend(seen.into_iter().flat_map(|seen| seen.containers).map(|container| container.service));
     let named = |wanted: &str| known.iter().find(|service| *service == wanted).cloned();
     Ok(named(name).or_else(|| named(service_of(name))))

@@ -58,7 +58,7 @@ fn asked(body: &Map<String, Value>) -> Result<Vec<&str>> {
 }
 
 fn entry(app: &App, cvm: &Cvm, text: &str) -> Result<wire::StatusEntry> {
-    let guest = view::guest(app, cvm);
+    let guest = view::guest(app, cvm)?;
     let open = cvm.open.as_ref();
     let operation = match open {
         None => None,

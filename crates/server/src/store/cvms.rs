@@ -1,5 +1,7 @@
 //! CVMs: made, found, listed, observed.
 
+use std::collections::HashMap;
+
 use casemate_types::ids::{AppId, ComposeHash, CvmRef, CvmUid, InstanceId, OperationId, VmUuid};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
@@ -352,6 +354,23 @@ impl Store {
         })
     }
 
+    /// What was last reported of a CVM's machine.
+    pub fn report(&self, cvm_id: i64) -> Result<Option<Report>> {
+        Ok(self.reports(cvm_id, cvm_id)?.remove(&cvm_id))
+    }
+
+    /// What was last reported of the machines of CVMs with these numbers.
+    pub fn reports(&self, first: i64, last: i64) -> Result<HashMap<i64, Report>> {
+        self.read(|connection| {
+            let sql = "SELECT cvm_id, report FROM observation WHERE cvm_id BETWEEN ? AND ?";
+            let mut statement = connection.prepare_cached(sql)?;
+            let found = statement.query_map([first, last], |row| {
+                Ok((row.get(0)?, Report::stored(row.get_ref(1)?.as_str()?)))
+            })?;
+            Ok(found.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
     /// The app with this identity in a workspace.
     pub fn app(&self, workspace_id: i64, app_id: &AppId) -> Result<AppRow> {
         self.read(|connection| {
@@ -519,10 +538,11 @@ impl Store {
     /// accepted since is left out. It changes nothing that is desired.
     pub async fn cvms_observed(&self, seen: Vec<(i64, u64, Report)>) -> Result<()> {
         self.write(move |tx| {
-            let sql = "UPDATE cvm SET observed = ? WHERE id = ? AND generation = ? AND deleted_at IS NULL";
+            let sql = "INSERT OR REPLACE INTO observation (cvm_id, report)
+              SELECT id, ?3 FROM cvm WHERE id = ?1 AND generation = ?2 AND deleted_at IS NULL";
             let mut update = tx.prepare_cached(sql)?;
             for (cvm_id, generation, report) in &seen {
-                update.execute(params![report.as_str(), cvm_id, generation])?;
+                update.execute(params![cvm_id, generation, report.as_str()])?;
             }
             Ok(())
         })

@@ -272,8 +272,8 @@ impl Store {
                 tx.prepare_cached(sql)?.execute(params![operation.target, millis(at), operation.cvm_id])?;
             }
             if let Some(seen) = &seen {
-                let sql = "UPDATE cvm SET observed = ? WHERE id = ?";
-                tx.prepare_cached(sql)?.execute(params![Report::of(seen).as_str(), operation.cvm_id])?;
+                let sql = "INSERT OR REPLACE INTO observation (cvm_id, report) VALUES (?, ?)";
+                tx.prepare_cached(sql)?.execute(params![operation.cvm_id, Report::of(seen).as_str()])?;
             }
             let last = operation.step == operation.steps.len();
             if last {
@@ -381,7 +381,7 @@ impl Store {
     /// The operation at work on a CVM, whoever asks.
     pub fn operation_open(&self, cvm_id: i64) -> Result<Option<Operation>> {
         self.read(|connection| {
-            let sql = const_format(OPERATION, "WHERE cvm_id = ? AND status IN ('queued', 'running')");
+            let sql = const_format(OPERATION, "WHERE id = (SELECT open_op FROM cvm WHERE id = ?)");
             let mut statement = connection.prepare_cached(&sql)?;
             let mut found = statement.query([cvm_id])?;
             found.next()?.map(rows::operation).transpose()
@@ -692,11 +692,7 @@ fn accept_onto(
     // What was written is known; reading it again would cost as much as writing it.
     let cvm = after;
     debug_assert_eq!(operation, operation_by_id(tx, new.id)?);
-    // Reports of the node come and go beside this.
-    debug_assert_eq!(
-        Cvm { observed: None, ..cvm.clone() },
-        Cvm { observed: None, ..rows::cvm_by_id(tx, cvm.id)? }
-    );
+    debug_assert_eq!(cvm, rows::cvm_by_id(tx, cvm.id)?);
     let kind = if done { "operation.succeeded" } else { "operation.accepted" };
     let event = NewEvent {
         author: Some(&new.author),

@@ -12,7 +12,6 @@ use uuid::Uuid;
 use super::{Error, Result};
 use crate::cvm::spec::{Booking, Compose, Spec};
 use crate::cvm::state::{Cvm, OpenOperation};
-use crate::driver::Report;
 use crate::workflow::operation::{Operation, State};
 
 pub(super) fn millis(at: Timestamp) -> i64 {
@@ -45,7 +44,7 @@ pub(super) fn unreadable(
 /// Columns of `cvm c JOIN app a LEFT JOIN operation o`, in the order that [`cvm`] reads them.
 pub(super) const CVM: &str = "SELECT c.id, c.uid, c.vm_uuid, c.workspace_id, c.user_id, c.app, a.app_id, a.kms, c.node_id, c.name,
   c.listed, c.instance_id, c.status, c.power, c.generation, c.revision, c.latest_revision, c.boot_error, c.open_op, o.kind,
-  o.created_at, c.booked_vcpu, c.booked_memory_mb, c.booked_disk_gb, c.booked_gpus, c.observed, c.created_at, c.updated_at
+  o.created_at, c.booked_vcpu, c.booked_memory_mb, c.booked_disk_gb, c.booked_gpus, c.created_at, c.updated_at
   FROM cvm c JOIN app a ON a.id = c.app LEFT JOIN operation o ON o.id = c.open_op ";
 
 pub(super) fn cvm(row: &Row<'_>) -> Result<Cvm> {
@@ -59,7 +58,6 @@ pub(super) fn cvm(row: &Row<'_>) -> Result<Cvm> {
     };
     let text =
         |index: usize| -> Result<&str> { Ok(row.get_ref(index)?.as_str().map_err(rusqlite::Error::from)?) };
-    let observed = row.get_ref(25)?.as_str_or_null().map_err(rusqlite::Error::from)?.map(Report::stored);
     Ok(Cvm {
         id: row.get(0)?,
         uid: uid(text(1)?)?,
@@ -86,9 +84,8 @@ pub(super) fn cvm(row: &Row<'_>) -> Result<Cvm> {
             disk_gb: row.get(23)?,
             gpus: row.get(24)?,
         },
-        observed,
-        created_at: time(row.get(26)?)?,
-        updated_at: time(row.get(27)?)?,
+        created_at: time(row.get(25)?)?,
+        updated_at: time(row.get(26)?)?,
     })
 }
 
@@ -298,7 +295,7 @@ pub(super) fn named(error: rusqlite::Error) -> Error {
             return Error::Constraint(name);
         }
     }
-    if message.contains("operation.cvm_id") {
+    if message.contains("operation_one_at_a_time") {
         Error::OperationOpen
     } else if message.contains("cvm.workspace_id, cvm.name") {
         Error::Constraint(constraint::CVM_NAME)

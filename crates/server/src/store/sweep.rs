@@ -81,7 +81,7 @@ fn deleted(tx: &Connection, before: i64) -> Result<usize> {
     let Some(id) = found.next()?.map(|row| row.get::<_, i64>(0)).transpose()? else { return Ok(0) };
     let events = "DELETE FROM event WHERE op IN (SELECT id FROM operation WHERE cvm_id = ?)";
     let mut gone = tx.prepare_cached(events)?.execute([id])?;
-    for table in ["approval", "provision", "operation", "revision", "body"] {
+    for table in ["approval", "provision", "operation", "revision", "body", "observation"] {
         gone += tx.prepare_cached(&format!("DELETE FROM {table} WHERE cvm_id = ?"))?.execute([id])?;
     }
     gone += tx.prepare_cached("DELETE FROM cvm WHERE id = ?")?.execute([id])?;

@@ -53,6 +53,7 @@ async fn compare(
         let cvms = app.store.cvms_on_node(node_id, after, PAGE)?;
         let Some(last) = cvms.last() else { return Ok(()) };
         after = last.id;
+        let known = app.store.reports(cvms.first().map_or(0, |first| first.id), after)?;
         let machines: Vec<VmUuid> = cvms.iter().map(|cvm| cvm.vm_uuid).collect();
         let seen = app.clock.within(ANSWER, node.driver.observe(&machines)).await.ok_or("no answer in time")??;
         let seen: HashMap<VmUuid, Observed> = seen.into_iter().map(|machine| (machine.vm, machine)).collect();
@@ -61,7 +62,7 @@ async fn compare(
         // Whatever is at work on a CVM looks after it.
         for cvm in cvms.into_iter().filter(|cvm| cvm.open.is_none()) {
             let machine = seen.get(&cvm.vm_uuid);
-            let report = machine.map(Report::of).filter(|report| cvm.observed.as_ref() != Some(report));
+            let report = machine.map(Report::of).filter(|report| known.get(&cvm.id) != Some(report));
             news.extend(report.map(|report| (cvm.id, cvm.generation, report)));
             to_mend.extend(remedy(&cvm, machine).map(|kind| (cvm, kind)));
         }

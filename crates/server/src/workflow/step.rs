@@ -32,7 +32,7 @@ pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Option<Ob
     let operation = &work.operation;
     let at = At { vm: work.cvm.vm_uuid, generation: operation.generation };
     let outcome = match step {
-        StepName::Stage => within(app, stage(driver, at, work)).await.map(|()| None),
+        StepName::Stage => within(app, stage(app, driver, at, work)).await.map(|()| None),
         StepName::Stop => match stop(app, driver, at, operation).await {
             Ok(Stopped::Off) => Ok(None),
             Ok(Stopped::StillRunning) => return Err(Trouble::Fail(stop_timed_out(operation))),
@@ -62,9 +62,10 @@ fn no_answer() -> driver::Error {
     driver::Error::Unreachable(format!("no answer within {} s", ANSWER.as_secs()))
 }
 
-async fn stage(driver: &dyn Driver, at: At, work: &Work) -> driver::Result<()> {
-    let had_a_machine = work.cvm.observed.is_some();
-    if work.operation.kind == Kind::Recover && had_a_machine && driver.observe(&[at.vm]).await?.is_empty() {
+async fn stage(app: &App, driver: &dyn Driver, at: At, work: &Work) -> driver::Result<()> {
+    // If the store does not tell, it had one: that is the side on which no data gets lost.
+    let had_a_machine = || app.store.report(work.cvm.id).map_or(true, |report| report.is_some());
+    if work.operation.kind == Kind::Recover && had_a_machine() && driver.observe(&[at.vm]).await?.is_empty() {
         // Making it again would bring it back without its data, and nobody asked for that.
         return Err(driver::Error::Refused(
             "the machine is gone from its node; `start` makes it again, with an empty disk".into(),

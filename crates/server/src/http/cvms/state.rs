@@ -42,15 +42,18 @@ pub async fn cvm_state(
         .is_some_and(|value| value.contains("text/event-stream"));
     let target = params.get("target").filter(|target| !target.is_empty());
     if target.is_none() && !wants_events {
-        return Ok(answer(StatusCode::OK, &state(&app, &on.cvm, on.caller.version)));
+        return Ok(answer(StatusCode::OK, &state(&app, &on.cvm, on.caller.version)?));
     }
     Ok(watch::events(Watch::start(app, on, &params)?).into_response())
 }
 
 /// The state of a CVM now.
-pub fn state(app: &App, cvm: &Cvm, version: ApiVersion) -> wire::CvmState {
-    let guest = view::guest(app, cvm);
-    wire::CvmState {
+///
+/// # Errors
+/// Those of the store.
+pub fn state(app: &App, cvm: &Cvm, version: ApiVersion) -> Result<wire::CvmState> {
+    let guest = view::guest(app, cvm)?;
+    Ok(wire::CvmState {
         // Clients of that version disagree whether it is a number.
         id: (version != ApiVersion::V20260121).then(|| cvm.uid.to_string()),
         vm_uuid: Some(cvm.vm_uuid),
@@ -62,5 +65,5 @@ pub fn state(app: &App, cvm: &Cvm, version: ApiVersion) -> wire::CvmState {
         boot_progress: guest.boot_progress,
         boot_error: guest.boot_error,
         shutdown_progress: guest.shutdown_progress,
-    }
+    })
 }

@@ -36,7 +36,7 @@ pub async fn up(app: &App, cvm: &Cvm) -> Result<std::result::Result<Observed, St
     responses((status = 200, description = "The information", body = wire::CvmStats)))]
 pub async fn cvm_stats(State(app): State<App>, on: On) -> Result<Response> {
     let shown = Shown::of(&app.store.spec(on.cvm.id, on.cvm.revision)?);
-    let guest = view::guest(&app, &on.cvm);
+    let guest = view::guest(&app, &on.cvm)?;
     let seen = up(&app, &on.cvm).await?;
     let stats = wire::CvmStats {
         is_online: seen.is_ok(),

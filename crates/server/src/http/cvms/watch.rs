@@ -95,10 +95,7 @@ impl Watch {
             let cvm = match self.app.store.cvm(self.cvm_id) {
                 Ok(cvm) => cvm,
                 Err(store::Error::Missing) => return self.give_up("error", "the CVM is gone"),
-                Err(error) => {
-                    tracing::error!(%error, "a watched CVM cannot be read");
-                    return self.give_up("error", "the CVM cannot be read");
-                }
+                Err(error) => return self.cannot_read(&error),
             };
             let now = self.app.clock.now();
             if self.shown != Some(cvm.status) || now >= self.next_at {
@@ -107,7 +104,10 @@ impl Watch {
                 if self.target.as_deref().is_none_or(|target| target == cvm.status.as_str()) {
                     self.stage = Stage::Reached;
                 }
-                return event("state", &state(&self.app, &cvm, self.version));
+                return match state(&self.app, &cvm, self.version) {
+                    Ok(state) => event("state", &state),
+                    Err(error) => self.cannot_read(&error),
+                };
             }
             if now >= self.ends_at {
                 return self
@@ -119,6 +119,11 @@ impl Watch {
                 () = self.app.clock.sleep(pause.try_into().unwrap_or_default()) => {}
             }
         }
+    }
+
+    fn cannot_read(&mut self, error: &dyn std::fmt::Display) -> Event {
+        tracing::error!(%error, "a watched CVM cannot be read");
+        self.give_up("error", "the CVM cannot be read")
     }
 
     fn give_up(&mut self, kind: &str, why: &str) -> Event {

@@ -174,7 +174,7 @@ pub fn flat(app: &App, cvm: &Cvm, spec: &Spec) -> wire::CvmFlat {
 /// Those of the store.
 pub fn hosted(app: &App, cvm: &Cvm, spec: &Spec) -> Result<wire::CvmHosted> {
     let account = app.store.account(cvm.workspace_id)?;
-    let guest = guest(app, cvm);
+    let guest = guest(app, cvm)?;
     let public_urls = endpoints(app, &cvm.app_id, cvm.instance_id.as_ref());
     Ok(wire::CvmHosted {
         hosted: wire::Hosted {

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use crate::app::App;
 use crate::cvm::state::{Cvm, Status};
 use crate::driver::{self, LastStop, Observed, Report};
+use crate::error::Result;
 
 /// What the guest of a CVM told, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,14 +24,20 @@ pub struct Guest {
 }
 
 /// What the guest of a CVM last told.
-pub fn guest(app: &App, cvm: &Cvm) -> Guest {
+///
+/// # Errors
+/// Those of the store.
+pub fn guest(app: &App, cvm: &Cvm) -> Result<Guest> {
     let mut guest = Guest { boot_error: cvm.boot_error.clone(), ..Guest::default() };
     if cvm.status == Status::ShuttingDown {
         guest.shutdown_progress = Some("waiting for the guest".to_owned());
     }
     // What was seen last is older than a stop that has ended since.
-    let report = cvm.observed.as_ref().filter(|_| cvm.status != Status::Stopped);
-    let Some(seen) = report.and_then(Report::read) else { return guest };
+    let report = match cvm.status {
+        Status::Stopped => None,
+        _ => app.store.report(cvm.id)?,
+    };
+    let Some(seen) = report.as_ref().and_then(Report::read) else { return Ok(guest) };
     let on = match &seen.guest {
         driver::Guest::Off => false,
         driver::Guest::Booting { progress } => {
@@ -51,7 +58,7 @@ pub fn guest(app: &App, cvm: &Cvm) -> Guest {
         }
     };
     guest.uptime = on.then(|| uptime(app, &seen)).flatten();
-    guest
+    Ok(guest)
 }
 
 /// How long a machine has run, for people.

@@ -89,7 +89,6 @@ CREATE TABLE cvm (
   booked_memory_mb  INTEGER NOT NULL,
   booked_disk_gb    INTEGER NOT NULL,
   booked_gpus       INTEGER NOT NULL,
-  observed          TEXT,                      -- JSON: what the node last reported, never what was asked for
   created_at        INTEGER NOT NULL,
   updated_at        INTEGER NOT NULL,
   deleted_at        INTEGER
@@ -125,13 +124,19 @@ CREATE TRIGGER app_alive AFTER UPDATE OF cvm_count ON app WHEN (OLD.cvm_count > 
   UPDATE workspace SET app_count = app_count + CASE WHEN NEW.cvm_count > 0 THEN 1 ELSE -1 END WHERE id = NEW.workspace_id;
 END;
 
+-- What nodes last reported of machines, never what was asked for. Not with the CVM: it is long, and rarely read or written with it.
+CREATE TABLE observation (
+  cvm_id INTEGER PRIMARY KEY REFERENCES cvm,
+  report TEXT NOT NULL                         -- JSON
+) STRICT;
+
 -- Long texts of a CVM's specs, each once: a revision that only changes the memory does not write the compose file again.
 CREATE TABLE body (
   cvm_id INTEGER NOT NULL REFERENCES cvm,
   sha256 BLOB NOT NULL,
   bytes  BLOB NOT NULL,
   PRIMARY KEY (cvm_id, sha256)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE TABLE revision (
   cvm_id        INTEGER NOT NULL REFERENCES cvm,
@@ -152,7 +157,7 @@ CREATE TABLE revision (
   op            BLOB NOT NULL,
   created_at    INTEGER NOT NULL,
   PRIMARY KEY (cvm_id, number)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 -- Work. A row is the whole truth about an operation; steps are part of it.
 CREATE TABLE operation (
@@ -180,10 +185,9 @@ CREATE TABLE operation (
   created_at  INTEGER NOT NULL,
   ended_at    INTEGER
 ) STRICT, WITHOUT ROWID;
--- One at a time.
-CREATE UNIQUE INDEX operation_open ON operation (cvm_id) WHERE status IN ('queued', 'running');
 CREATE INDEX operation_due ON operation (not_before, lease_until) WHERE status IN ('queued', 'running');
-CREATE INDEX operation_of_cvm ON operation (cvm_id, id);
+-- Finds the operations of a CVM, and lets only one of them be open: all open ones are equal here.
+CREATE UNIQUE INDEX operation_one_at_a_time ON operation (cvm_id, iif(status IN ('queued', 'running'), x'', id));
 
 -- What happened, in commit order.
 CREATE TABLE event (
