@@ -11,21 +11,32 @@ use crate::error::{Error, ProofCheck, Resource};
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let status = status(&self);
-        if status.is_server_error() {
-            let mut causes = String::new();
-            let mut next = self.source();
-            while let Some(cause) = next {
-                causes = format!("{causes}: {cause}");
-                next = cause.source();
-            }
-            tracing::error!("request failed: {self}{causes}");
-        }
+        let failure = status.is_server_error().then(|| Failure::of(&self));
         let retry = self.is_transient() && status != StatusCode::INTERNAL_SERVER_ERROR;
         let mut response = answer(status, &body(self));
         if retry {
             response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }
+        if let Some(failure) = failure {
+            response.extensions_mut().insert(failure);
+        }
         response
+    }
+}
+
+/// Goes with an answer for which we are to blame, to be logged with the request: the error and all its causes.
+#[derive(Clone, Debug)]
+pub struct Failure(pub String);
+
+impl Failure {
+    fn of(error: &Error) -> Self {
+        let mut text = error.to_string();
+        let mut next = error.source();
+        while let Some(cause) = next {
+            text = format!("{text}: {cause}");
+            next = cause.source();
+        }
+        Self(text)
     }
 }
 
