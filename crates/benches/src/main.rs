@@ -27,6 +27,10 @@ mod node;
 mod process;
 mod report;
 
+/// The limit servers get their memory from where the product does: which one that is, is no work of theirs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Anything that keeps a measurement from being taken.
 pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 

@@ -297,11 +297,11 @@ impl Bench {
 
     async fn writes(&mut self) -> Result<()> {
         let mut series = Series::new();
-        let limit = self.limit("limit-accept-group", None).await?;
         for round in self.rounds() {
+            let limit = self.limit("limit-accept-group", None).await?;
             let data = self.copy("running", &format!("writes-{round}"))?;
             let (product, _) = self.product(&data, None, &health()).await?;
-            // The yardstick goes through all rounds and has its machines at hand. So should a server that was started just now.
+            // The yardstick has written its machines just now and has them at hand. So should the product.
             Client::connect(product.address, MANY).await?.send(&self.gets("/api/v1", CVMS), 200).await?;
             for (server, prefix) in [(&product, "/api/v1"), (&limit, "")] {
                 let mut many = Client::connect(server.address, MANY).await?;
@@ -330,8 +330,8 @@ impl Bench {
             return Ok(());
         };
         let (mut rate, mut alone) = (Series::new(), Series::new());
-        let limit = self.limit("limit-accept-one", Some(&library)).await?;
         for round in self.rounds() {
+            let limit = self.limit("limit-accept-one", Some(&library)).await?;
             let data = self.copy("running", &format!("slow-{round}"))?;
             let (product, _) = self.product(&data, Some(&library), &health()).await?;
             for (server, prefix, count) in [(&product, "/api/v1", 6_000), (&limit, "", 500)] {

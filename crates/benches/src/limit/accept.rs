@@ -1,5 +1,6 @@
-//! Durable accepts: version check, machine row, operation, event and idempotency key in one transaction, answered after its
-//! commit with 202. No key check: only the work that has to be durable.
+//! Durable accepts: version check, machine row, revision, operation with its steps, and event in one transaction, answered after
+//! its commit with 202. Only the work that has to be durable, with the one index that keeps two operations apart: no key check,
+//! no look at what was there before, nothing that would find the operations of a machine or its events again.
 
 use std::sync::mpsc;
 
@@ -103,16 +104,13 @@ fn write_one(connection: &Connection, job: &Job) -> Result<Option<Uuid>> {
     let sql =
         "UPDATE machine SET version = version + 1, updated_at = ?, data = ? WHERE id = ? AND version = ?";
     connection.prepare_cached(sql)?.execute((now, data, id, version))?;
-    connection
-        .prepare_cached("INSERT INTO operation (id, machine_id, version, status, data, created_at) VALUES (?, ?, ?, 'queued', ?, ?)")?
-        .execute((op, id, version + 1, r#"{"steps":["stage","stop","apply","start","observe"]}"#, now))?;
-    connection
-        .prepare_cached(
-            "INSERT INTO event (machine_id, op, kind, at) VALUES (?, ?, 'operation.accepted', ?)",
-        )?
-        .execute((id, op, now))?;
-    connection
-        .prepare_cached("INSERT INTO idempotency (key, op, at) VALUES (?, ?, ?)")?
-        .execute((op, op, now))?;
+    let sql = "INSERT INTO revision (machine_id, version, data, created_at) VALUES (?, ?, ?, ?)";
+    connection.prepare_cached(sql)?.execute((id, version + 1, serde_json::to_string(&machine.spec())?, now))?;
+    let sql = "INSERT INTO operation (id, machine_id, version, status, steps, created_at)
+      VALUES (?, ?, ?, 'open', ?, ?)";
+    let steps = r#"["stage","stop","apply","start","observe"]"#;
+    connection.prepare_cached(sql)?.execute((op, id, version + 1, steps, now))?;
+    let sql = "INSERT INTO event (machine_id, op, kind, at) VALUES (?, ?, 'operation.accepted', ?)";
+    connection.prepare_cached(sql)?.execute((id, op, now))?;
     Ok(Some(op))
 }

@@ -77,7 +77,29 @@ struct Compose {
     public_sysinfo: bool,
 }
 
+/// What a revision fixes, without the texts, which stay where they are.
+#[derive(Debug, Serialize)]
+struct Spec<'a> {
+    vcpu: u32,
+    memory_mb: u32,
+    disk_gb: u32,
+    image: &'a str,
+    compose_hash: &'a str,
+    instance_id: &'a str,
+}
+
 impl Machine {
+    fn spec(&self) -> Spec<'_> {
+        Spec {
+            vcpu: self.vcpu,
+            memory_mb: self.memory_mb,
+            disk_gb: self.disk_gb,
+            image: &self.image,
+            compose_hash: &self.compose_hash,
+            instance_id: &self.instance_id,
+        }
+    }
+
     fn new(number: usize) -> Self {
         let digits = |length: usize| format!("{number:0>length$x}");
         let service = "    image: registry.example.com/team/web:1\n    ports:\n      - \"80:8080\"\n    restart: always\n";
@@ -125,11 +147,13 @@ fn fill(options: &Options) -> Result<PathBuf> {
          CREATE TABLE machine (id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, workspace_id INTEGER NOT NULL,
            version INTEGER NOT NULL, updated_at INTEGER NOT NULL, data TEXT NOT NULL) STRICT;
          CREATE INDEX machine_of_workspace ON machine (workspace_id, id);
+         CREATE TABLE revision (machine_id INTEGER NOT NULL, version INTEGER NOT NULL, data TEXT NOT NULL,
+           created_at INTEGER NOT NULL, PRIMARY KEY (machine_id, version)) STRICT;
          CREATE TABLE operation (id BLOB PRIMARY KEY, machine_id INTEGER NOT NULL, version INTEGER NOT NULL,
-           status TEXT NOT NULL, data TEXT NOT NULL, created_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+           status TEXT NOT NULL, steps TEXT NOT NULL, created_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+         CREATE UNIQUE INDEX operation_open ON operation (machine_id) WHERE status = 'open';
          CREATE TABLE event (seq INTEGER PRIMARY KEY, machine_id INTEGER NOT NULL, op BLOB NOT NULL, kind TEXT NOT NULL,
-           at INTEGER NOT NULL) STRICT;
-         CREATE TABLE idempotency (key BLOB PRIMARY KEY, op BLOB NOT NULL, at INTEGER NOT NULL) STRICT, WITHOUT ROWID;",
+           at INTEGER NOT NULL) STRICT;",
     )?;
     let filling = connection.transaction()?;
     filling.execute(
