@@ -1,4 +1,4 @@
-//! A bounded memory of what is costly to make and never changes.
+//! A bounded memory of what is costly to make.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -55,6 +55,18 @@ impl<K: Hash + Eq, V> Cache<K, V> {
         generations.old.remove(&key);
         generations.keep(key, Kept { value, weight }, self.limit);
     }
+
+    /// Forgets what is kept under `key`.
+    pub fn remove<Q: Hash + Eq + ?Sized>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+    {
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        generations.old.remove(key);
+        if let Some(gone) = generations.young.remove(key) {
+            generations.weight = generations.weight.saturating_sub(gone.weight);
+        }
+    }
 }
 
 impl<K: Hash + Eq, V> Generations<K, V> {
@@ -92,6 +104,8 @@ mod tests {
         cache.put("a", Arc::new(1), 4);
         cache.put("a", Arc::new(2), 4);
         assert_eq!(cache.get("a").as_deref(), Some(&2));
+        cache.remove("a");
+        assert_eq!(cache.get("a"), None);
         cache.put("heavy", Arc::new(3), 1000);
         cache.put("b", Arc::new(4), 1);
         cache.put("c", Arc::new(5), 10);

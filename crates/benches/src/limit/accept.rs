@@ -105,7 +105,12 @@ fn write_one(connection: &Connection, job: &Job) -> Result<Option<Uuid>> {
         "UPDATE machine SET version = version + 1, updated_at = ?, data = ? WHERE id = ? AND version = ?";
     connection.prepare_cached(sql)?.execute((now, data, id, version))?;
     let sql = "INSERT INTO revision (machine_id, version, data, created_at) VALUES (?, ?, ?, ?)";
-    connection.prepare_cached(sql)?.execute((id, version + 1, serde_json::to_string(&machine.spec())?, now))?;
+    connection.prepare_cached(sql)?.execute((
+        id,
+        version + 1,
+        serde_json::to_string(&machine.spec())?,
+        now,
+    ))?;
     let sql = "INSERT INTO operation (id, machine_id, version, status, steps, created_at)
       VALUES (?, ?, ?, 'open', ?, ?)";
     let steps = r#"["stage","stop","apply","start","observe"]"#;

@@ -5,7 +5,7 @@ use casemate_types::error::{FieldError, codes};
 use casemate_types::patch::{AttachMode, CvmPatch, GpuPatch, Sparse};
 use serde_json::{Value, json};
 
-use super::spec::{Compose, Gpus, Spec, sha256};
+use super::spec::{Compose, Gpus, Long, Spec, sha256};
 use super::state::{Cvm, Power};
 use crate::driver::Image;
 use crate::error::{Error, Result};
@@ -41,6 +41,27 @@ impl Wish {
             && self.instance_seed.is_none()
             && self.content_of.is_none()
     }
+
+    /// Does the plan have to read the compose document that is there?
+    pub fn touches_document(&self) -> bool {
+        let CvmPatch { docker_compose_file, pre_launch_script, allowed_envs, .. } = &self.patch;
+        let texts = [docker_compose_file.get().is_some(), pre_launch_script.get().is_some()];
+        self.document.is_some()
+            || self.content_of.is_some()
+            || texts.contains(&true)
+            || allowed_envs.get().is_some()
+            || flags(&self.patch).iter().any(|(_, wanted)| wanted.get().is_some())
+    }
+}
+
+fn flags(patch: &CvmPatch) -> [(Flag, &Sparse<bool>); 5] {
+    [
+        (Flag::PublicLogs, &patch.public_logs),
+        (Flag::PublicSysinfo, &patch.public_sysinfo),
+        (Flag::PublicTcbinfo, &patch.public_tcbinfo),
+        (Flag::GatewayEnabled, &patch.gateway_enabled),
+        (Flag::SecureTime, &patch.secure_time),
+    ]
 }
 
 /// What a node and the operator allow.
@@ -275,14 +296,14 @@ fn next_spec(current: &Spec, wish: &Wish, rules: &Rules<'_>) -> Result<Spec> {
             let message = format!("has {} bytes, at most {MAX_SEALED_ENV} are allowed", bytes.len());
             return Err(Error::invalid("encrypted_env", message));
         }
-        spec.sealed_env = Some(bytes.into());
+        spec.sealed_env = Some(Long::new(bytes));
     }
     if let Some(text) = patch.user_config.get() {
         if text.len() > MAX_USER_CONFIG {
             let message = format!("has {} bytes, at most {MAX_USER_CONFIG} are allowed", text.len());
             return Err(Error::invalid("user_config", message));
         }
-        spec.user_config = (!text.is_empty()).then(|| text.as_str().into());
+        spec.user_config = (!text.is_empty()).then(|| Long::new(text.as_str()));
     }
     if let Some(document) = document(&spec.compose, wish)? {
         spec.compose = Compose::new(&document);
@@ -375,27 +396,11 @@ fn image_fits(spec: &Spec, rules: &Rules<'_>) -> Result<()> {
 
 /// The compose document that `wish` leads to, checked; none if it does not touch it.
 fn document(current: &Compose, wish: &Wish) -> Result<Option<ComposeDoc>> {
+    if !wish.touches_document() {
+        return Ok(None);
+    }
     let patch = &wish.patch;
-    let flags = [
-        (Flag::PublicLogs, &patch.public_logs),
-        (Flag::PublicSysinfo, &patch.public_sysinfo),
-        (Flag::PublicTcbinfo, &patch.public_tcbinfo),
-        (Flag::GatewayEnabled, &patch.gateway_enabled),
-        (Flag::SecureTime, &patch.secure_time),
-    ];
-    let mut document = match &wish.document {
-        Some(document) => document.clone(),
-        None => {
-            let texts = [patch.docker_compose_file.get().is_some(), patch.pre_launch_script.get().is_some()];
-            let touched = texts.contains(&true)
-                || patch.allowed_envs.get().is_some()
-                || flags.iter().any(|(_, wanted)| wanted.get().is_some());
-            if !touched {
-                return Ok(None);
-            }
-            current.parsed()
-        }
-    };
+    let mut document = wish.document.clone().unwrap_or_else(|| current.parsed());
     if let Some(yaml) = patch.docker_compose_file.get() {
         document.set_docker_compose_file(yaml);
     }
@@ -405,7 +410,7 @@ fn document(current: &Compose, wish: &Wish) -> Result<Option<ComposeDoc>> {
     if let Some(keys) = patch.allowed_envs.get() {
         document.set_allowed_envs(keys.iter().map(String::as_str));
     }
-    for (flag, wanted) in flags {
+    for (flag, wanted) in flags(patch) {
         // A flag that has this value by default is left out: the hash stays what it is.
         if let Some(value) = wanted.get().copied().filter(|value| document.flag(flag) != *value) {
             document.set_flag(flag, value);

@@ -1,5 +1,6 @@
 //! The spec of a CVM: everything that one revision fixes.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use casemate_types::compose::ComposeDoc;
@@ -14,9 +15,9 @@ pub struct Spec {
     pub compose: Compose,
     /// Environment variables as ciphertext; only the guest can open it.
     #[serde(with = "hex_bytes")]
-    pub sealed_env: Option<Arc<[u8]>>,
+    pub sealed_env: Option<Long<[u8]>>,
     /// Free text handed to the guest as it is.
-    pub user_config: Option<Arc<str>>,
+    pub user_config: Option<Long<str>>,
     /// Number of virtual CPUs.
     pub vcpu: u32,
     /// Memory in MB (1024² bytes).
@@ -36,18 +37,118 @@ pub struct Spec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Compose {
     /// The document as received, as compact JSON: its strings come back byte for byte.
-    pub document: Arc<str>,
+    pub document: Long<str>,
     /// The text made from it once. It goes to the node as it is and is never made again.
-    pub text: Arc<str>,
+    pub text: Long<str>,
     /// SHA-256 of `text`.
     pub hash: ComposeHash,
+}
+
+/// A long part of a spec. Its hash is always there, and says whether two of them are the same; the value is not where nobody
+/// asked for it (`Store::outline`), since most updates do not touch it. Reading one that is not there is a bug, and panics.
+#[derive(Debug)]
+pub struct Long<T: ?Sized> {
+    sha256: [u8; 32],
+    value: Option<Arc<T>>,
+}
+
+impl<T: ?Sized> Long<T> {
+    /// One whose value and hash are kept together.
+    pub fn stored(sha256: [u8; 32], value: Arc<T>) -> Self {
+        Self { sha256, value: Some(value) }
+    }
+
+    /// One that is somewhere else, by its hash.
+    pub fn elsewhere(sha256: [u8; 32]) -> Self {
+        Self { sha256, value: None }
+    }
+
+    /// Its SHA-256.
+    pub fn sha256(&self) -> &[u8; 32] {
+        &self.sha256
+    }
+
+    /// The same without its value.
+    pub fn short(&self) -> Self {
+        Self::elsewhere(self.sha256)
+    }
+
+    /// Its value, if it is there.
+    pub fn here(&self) -> Option<&T> {
+        self.value.as_deref()
+    }
+}
+
+impl<T: AsRef<[u8]> + ?Sized> Long<T> {
+    /// One that is there.
+    pub fn new(value: impl Into<Arc<T>>) -> Self {
+        let value = value.into();
+        Self { sha256: sha256((*value).as_ref()), value: Some(value) }
+    }
+}
+
+impl<T: ?Sized> Clone for Long<T> {
+    fn clone(&self) -> Self {
+        Self { sha256: self.sha256, value: self.value.clone() }
+    }
+}
+
+impl<T: ?Sized> Deref for Long<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value.as_deref().expect("who reads a long part has asked for it")
+    }
+}
+
+impl<T: ?Sized> PartialEq for Long<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.sha256 == other.sha256
+    }
+}
+
+impl AsRef<[u8]> for Long<[u8]> {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl From<&str> for Long<str> {
+    fn from(value: &str) -> Self {
+        Self::new(value)
+    }
+}
+
+impl From<&[u8]> for Long<[u8]> {
+    fn from(value: &[u8]) -> Self {
+        Self::new(value)
+    }
+}
+
+impl From<Vec<u8>> for Long<[u8]> {
+    fn from(value: Vec<u8>) -> Self {
+        Self::new(value)
+    }
+}
+
+impl Serialize for Long<str> {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Long<str> {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from).map(Self::new)
+    }
 }
 
 impl Compose {
     /// Fixes the text and hash of `document`.
     pub fn new(document: &ComposeDoc) -> Self {
         let normalised = document.normalise();
-        Self { document: document.to_json().into(), text: normalised.text.into(), hash: normalised.hash }
+        let text = Long::stored(normalised.hash.0, normalised.text.into());
+        Self { document: Long::new(document.to_json()), text, hash: normalised.hash }
     }
 
     /// The document, parsed.
@@ -67,6 +168,19 @@ pub struct Gpus {
 }
 
 impl Spec {
+    /// The same without its long parts.
+    pub fn outline(&self) -> Self {
+        let Compose { document, text, hash } = &self.compose;
+        Self {
+            compose: Compose { document: document.short(), text: text.short(), hash: *hash },
+            sealed_env: self.sealed_env.as_ref().map(Long::short),
+            user_config: self.user_config.as_ref().map(Long::short),
+            image: self.image.clone(),
+            gpus: self.gpus.clone(),
+            ..*self
+        }
+    }
+
     /// The instance id that this spec gives a machine of `app`.
     pub fn instance_id(&self, app: &AppId) -> InstanceId {
         InstanceId::derive(&self.instance_seed, app)
@@ -79,12 +193,12 @@ impl Spec {
 
     /// SHA-256 of the sealed environment.
     pub fn sealed_env_sha256(&self) -> Option<[u8; 32]> {
-        self.sealed_env.as_deref().map(sha256)
+        self.sealed_env.as_ref().map(|sealed| *sealed.sha256())
     }
 
     /// SHA-256 of the user config.
     pub fn user_config_sha256(&self) -> Option<[u8; 32]> {
-        self.user_config.as_deref().map(|text| sha256(text.as_bytes()))
+        self.user_config.as_ref().map(|text| *text.sha256())
     }
 }
 

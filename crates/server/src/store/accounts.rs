@@ -256,7 +256,7 @@ impl Store {
             )?;
             let event = NewEvent {
                 author: author.as_ref(),
-                note: Some(key.uid),
+                note: Some(key.uid.clone()),
                 ..NewEvent::of_workspace("key.created", workspace_id, key.at)
             };
             Ok(((), events::append(tx, &event)?))
@@ -281,7 +281,7 @@ impl Store {
             }
             let event = NewEvent {
                 author: author.as_ref(),
-                note: Some(uid),
+                note: Some(uid.clone()),
                 ..NewEvent::of_workspace("key.revoked", workspace_id, at)
             };
             let seq = events::append(tx, &event)?;

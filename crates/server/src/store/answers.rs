@@ -101,7 +101,7 @@ impl Store {
     pub(super) async fn change_and_keep<T, F>(&self, receipt: Option<Receipt<T>>, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<(T, i64)> + Send + 'static,
+        F: Fn(&Connection) -> Result<(T, i64)> + Send + 'static,
     {
         self.change(move |tx| {
             let (value, seq) = work(tx)?;

@@ -10,9 +10,7 @@ use uuid::Uuid;
 use super::answers::Receipt;
 use super::events::{self, NewEvent};
 use super::operations::{Accepted, Inserted};
-use super::rows::{
-    self, CVM, Origin, const_format, insert_revision, json, millis, named, time,
-};
+use super::rows::{self, CVM, Origin, Parts, const_format, insert_revision, json, millis, named, time};
 use super::{Error, Result, Store};
 use crate::auth::Author;
 use crate::cvm::spec::Spec;
@@ -210,7 +208,6 @@ impl Store {
             .map_err(named)?;
             let cvm_id = tx.last_insert_rowid();
             let origin = Origin {
-                after: None,
                 cause: Kind::Create.as_str(),
                 content_of: None,
                 user_id: new.author.user_id,
@@ -246,6 +243,19 @@ impl Store {
 
     /// The CVM that `reference` means to a workspace.
     pub fn cvm_find(&self, workspace_id: i64, reference: &CvmRef) -> Result<Found> {
+        let recent = &self.0.recent;
+        if let Some(cvm) = recent.get(reference).filter(|cvm| cvm.workspace_id == workspace_id) {
+            return Ok(Found::One(Box::new((*cvm).clone())));
+        }
+        let before = recent.before();
+        let found = self.cvm_look_up(workspace_id, reference)?;
+        if let Found::One(cvm) = &found {
+            recent.keep(reference, cvm, before);
+        }
+        Ok(found)
+    }
+
+    fn cvm_look_up(&self, workspace_id: i64, reference: &CvmRef) -> Result<Found> {
         self.read(|connection| {
             let one = |condition: &str, value: &dyn rusqlite::ToSql| -> Result<Found> {
                 let tail =
@@ -292,7 +302,19 @@ impl Store {
 
     /// The spec of one revision of a CVM.
     pub fn spec(&self, cvm_id: i64, revision: u64) -> Result<Spec> {
-        self.read(|connection| rows::spec(connection, cvm_id, revision))
+        let spec = self.read(|connection| rows::spec(connection, cvm_id, revision, Parts::All))?;
+        self.0.recent.keep_outline(cvm_id, revision, spec.outline());
+        Ok(spec)
+    }
+
+    /// As [`Store::spec`], with no more than the hashes of its long parts.
+    pub fn outline(&self, cvm_id: i64, revision: u64) -> Result<Spec> {
+        if let Some(known) = self.0.recent.outline(cvm_id, revision) {
+            return Ok((*known).clone());
+        }
+        let outline = self.read(|connection| rows::spec(connection, cvm_id, revision, Parts::Short))?;
+        self.0.recent.keep_outline(cvm_id, revision, outline.clone());
+        Ok(outline)
     }
 
     /// Live CVMs of a workspace, newest first, and how many there are in all.

@@ -4,12 +4,13 @@
 //! Invariants are constraints of the schema (one operation at work per CVM, no node booked over its capacity, unique
 //! names), and code turns their violation into an [`Error`].
 //!
-//! A single writer commits whatever transactions are waiting together, each in a savepoint of its own, and answers after
-//! the commit. Reads run where they are asked for, on connections with cached statements: a point read takes
+//! A single writer commits whatever transactions are waiting together, and answers after the commit. One that fails undoes
+//! itself alone. CVMs that were read lately are remembered, and forgotten by whatever changes them. Reads run where they are asked for, on connections with cached statements: a point read takes
 //! microseconds, less than moving it to another thread would.
 
 #[cfg(test)]
 mod contract;
+mod recent;
 mod rows;
 mod sqlite;
 

@@ -8,7 +8,7 @@ use super::answers::Receipt;
 use super::approvals::Closing;
 use super::events::{self, NewEvent};
 use super::rows::{
-    self, CVM, OPERATION, Origin, const_format, insert_revision, json, millis, named, operation_by_id,
+    self, CVM, OPERATION, Origin, Parts, const_format, insert_revision, json, millis, named, operation_by_id,
 };
 use super::{Error, Result, Store};
 use crate::auth::Author;
@@ -101,7 +101,7 @@ impl Store {
         seen: Cvm,
         receipt: Option<Receipt<Accepted>>,
     ) -> Result<Accepted> {
-        self.change_and_keep(receipt, move |tx| accept_if(tx, new, &seen)).await
+        self.change_and_keep(receipt, move |tx| accept_if(tx, &new, &seen)).await
     }
 
     /// As [`Store::operation_accept`] for several CVMs in one transaction. One that cannot be accepted leaves the others.
@@ -113,8 +113,8 @@ impl Store {
         self.change_and_keep(receipt, move |tx| {
             let mut last = 0;
             let mut accepted = Vec::with_capacity(new.len());
-            for (new, seen) in new {
-                accepted.push(match accept_if(tx, new, &seen) {
+            for (new, seen) in &new {
+                accepted.push(match accept_if(tx, new, seen) {
                     Ok((one, seq)) => {
                         last = seq;
                         Some(one)
@@ -134,7 +134,7 @@ impl Store {
     /// `OperationOpen` if a deletion is at work: nothing ends that.
     pub async fn operation_interrupt(
         &self,
-        mut new: NewOperation,
+        new: NewOperation,
         receipt: Option<Receipt<Accepted>>,
     ) -> Result<Accepted> {
         self.change_and_keep(receipt, move |tx| {
@@ -143,14 +143,15 @@ impl Store {
             if open.as_ref().is_some_and(|open| open.kind == Kind::Delete) {
                 return Err(Error::OperationOpen);
             }
-            new.steps = steps_after_interrupting(new.kind, open.as_ref());
+            let steps = steps_after_interrupting(new.kind, open.as_ref());
+            let new = NewOperation { steps, ..new.clone() };
             let settles = new.steps.contains(&StepName::Apply);
             if let Some(open) = &open {
                 end(tx, open, "cancelled", new.at, Ending { ended_by: Some(new.id), ..Ending::default() })?;
                 events::append(tx, &NewEvent::of_operation("operation.cancelled", &cvm, open, new.at))?;
             }
             let target = open.filter(|_| settles).map(|open| open.target);
-            accept_onto(tx, &cvm, new, target)
+            accept_onto(tx, &cvm, &new, target)
         })
         .await
     }
@@ -338,7 +339,7 @@ impl Store {
             let downtime_ms = downtime(&operation, at);
             let ending = Ending { reason: Some(&reason), put_back: follows, downtime_ms, ..Ending::default() };
             end(tx, &operation, "failed", at, ending)?;
-            match aftermath {
+            match &aftermath {
                 Aftermath::Untouched => leave_untouched(tx, &operation, at)?,
                 Aftermath::Error => {
                     let sql = "UPDATE cvm SET status = ?, boot_error = ?, open_op = NULL, updated_at = ? WHERE id = ?";
@@ -418,7 +419,7 @@ impl Store {
     pub(super) async fn change<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<(T, i64)> + Send + 'static,
+        F: Fn(&Connection) -> Result<(T, i64)> + Send + 'static,
     {
         let store = self.clone();
         let (value, _) = self.write_then(work, move |(_, seq)| store.announce(*seq)).await?;
@@ -448,7 +449,7 @@ fn work(tx: &Connection, id: OperationId) -> Result<Work> {
         let mut found = statement.query([operation.cvm_id])?;
         rows::cvm(found.next()?.ok_or(Error::Missing)?)?
     };
-    let spec = rows::spec(tx, operation.cvm_id, operation.target)?;
+    let spec = rows::spec(tx, operation.cvm_id, operation.target, Parts::All)?;
     let machine = Machine {
         name: cvm.name.clone(),
         app_id: cvm.app_id,
@@ -538,7 +539,7 @@ fn succeed(tx: &Connection, operation: &Operation, at: Timestamp) -> Result<()> 
     book_current(tx, cvm.id)?;
     // The node has the current spec, by this operation or an earlier one.
     let instance_id = match operation.has(StepName::Apply) || cvm.instance_id.is_some() {
-        true => Some(rows::spec(tx, cvm.id, cvm.revision)?.instance_id(&cvm.app_id)),
+        true => Some(rows::spec(tx, cvm.id, cvm.revision, Parts::Short)?.instance_id(&cvm.app_id)),
         false => cvm.instance_id,
     };
     let boot_error = operation.options.undoes.map(|undone| {
@@ -585,7 +586,7 @@ fn ensure_name_free(tx: &Connection, cvm: &Cvm, name: &str) -> Result<()> {
 }
 
 /// Accepts `new` if nothing is at work on its CVM and nobody was faster than who has `seen` it. Writes nothing otherwise.
-fn accept_if(tx: &Connection, new: NewOperation, seen: &Cvm) -> Result<(Accepted, i64)> {
+fn accept_if(tx: &Connection, new: &NewOperation, seen: &Cvm) -> Result<(Accepted, i64)> {
     let sql = "SELECT open_op IS NOT NULL, generation FROM cvm WHERE id = ? AND deleted_at IS NULL";
     let now = tx.prepare_cached(sql)?.query_row([new.cvm_id], |row| Ok((row.get(0)?, row.get(1)?)));
     let (open, generation): (bool, u64) = now.optional()?.ok_or(Error::Missing)?;
@@ -603,11 +604,11 @@ fn accept_if(tx: &Connection, new: NewOperation, seen: &Cvm) -> Result<(Accepted
 fn accept_onto(
     tx: &Connection,
     cvm: &Cvm,
-    new: NewOperation,
+    new: &NewOperation,
     target: Option<u64>,
 ) -> Result<(Accepted, i64)> {
     let power = new.power.unwrap_or(cvm.power);
-    let options = Options { before: Some((cvm.status, cvm.power)), ..new.options };
+    let options = Options { before: Some((cvm.status, cvm.power)), ..new.options.clone() };
     let mut booked = cvm.booked;
     let mut latest = cvm.latest_revision;
     let target = match &new.spec {
@@ -616,7 +617,6 @@ fn accept_onto(
             latest += 1;
             booked = booked.max(new_spec.spec.booking());
             let origin = Origin {
-                after: Some(cvm.revision),
                 cause: new.kind.as_str(),
                 content_of: new_spec.content_of,
                 user_id: new.author.user_id,
@@ -776,21 +776,20 @@ fn insert_put_back(
     failed: &Operation,
     refused: bool,
     id: OperationId,
-    options: Options,
+    options: &Options,
     at: Timestamp,
 ) -> Result<()> {
     let cvm = rows::cvm_by_id(tx, failed.cvm_id)?;
     let mut latest = cvm.latest_revision;
     // Where the apply was not sent, the current revision is still the old one.
     let target = if failed.has_begun(StepName::Apply) {
-        let mut spec = rows::spec(tx, cvm.id, failed.previous)?;
+        let mut spec = rows::spec(tx, cvm.id, failed.previous, Parts::Short)?;
         if failed.has_done(StepName::Apply) || !refused {
             // It may have grown, and cannot shrink.
             spec.disk_gb = spec.disk_gb.max(rows::booking(tx, cvm.id, failed.target)?.disk_gb);
         }
         latest += 1;
         let origin = Origin {
-            after: Some(failed.previous),
             cause: Kind::PutBack.as_str(),
             content_of: Some(failed.previous),
             user_id: failed.user_id,
@@ -811,7 +810,7 @@ fn insert_put_back(
         steps: Kind::PutBack.steps(cvm.power),
         target,
         previous: cvm.revision,
-        options: &options,
+        options,
         diff: &[],
         user_id: failed.user_id,
         at,

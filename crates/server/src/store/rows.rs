@@ -1,6 +1,7 @@
 //! Rows to values and back. Nothing here leaves the store.
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use casemate_types::ids::{AppId, ComposeHash, CvmUid, InstanceId, OperationId, VmUuid};
 use jiff::Timestamp;
@@ -10,7 +11,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::{Error, Result};
-use crate::cvm::spec::{Booking, Compose, Spec};
+use crate::cvm::spec::{Booking, Compose, Long, Spec};
 use crate::cvm::state::{Cvm, OpenOperation};
 use crate::workflow::operation::{Operation, State};
 
@@ -156,8 +157,9 @@ pub(super) fn operation_by_id(connection: &Connection, id: OperationId) -> Resul
     rows.next()?.map_or(Err(Error::Missing), operation)
 }
 
-/// Keeps a long text of a CVM's spec, once.
-fn keep(connection: &Connection, cvm_id: i64, sha256: &[u8; 32], bytes: &[u8]) -> Result<()> {
+/// Keeps a long part of a CVM's spec, once.
+fn keep(connection: &Connection, cvm_id: i64, sha256: &[u8; 32], bytes: Option<&[u8]>) -> Result<()> {
+    let Some(bytes) = bytes else { return Ok(()) };
     let sql = "INSERT INTO body (cvm_id, sha256, bytes) VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
     connection.prepare_cached(sql)?.execute(params![cvm_id, sha256, bytes])?;
     Ok(())
@@ -165,8 +167,6 @@ fn keep(connection: &Connection, cvm_id: i64, sha256: &[u8; 32], bytes: &[u8]) -
 
 /// Where a revision comes from.
 pub(super) struct Origin<'a> {
-    /// An earlier revision of the CVM: its texts are stored already.
-    pub after: Option<u64>,
     pub cause: &'a str,
     pub content_of: Option<u64>,
     pub user_id: i64,
@@ -174,16 +174,7 @@ pub(super) struct Origin<'a> {
     pub at: Timestamp,
 }
 
-/// Which texts a revision has: its document, compose text, sealed environment and user config.
-fn texts(connection: &Connection, cvm_id: i64, number: u64) -> Result<[Option<[u8; 32]>; 4]> {
-    let sql = "SELECT document, compose_hash, sealed_env, user_config FROM revision WHERE cvm_id = ? AND number = ?";
-    let found = connection.prepare_cached(sql)?.query_row(params![cvm_id, number], |row| {
-        Ok([Some(row.get(0)?), Some(row.get(1)?), row.get(2)?, row.get(3)?])
-    });
-    Ok(found.optional()?.unwrap_or_default())
-}
-
-/// Stores a spec as revision `number`.
+/// Stores a spec as revision `number`. Long parts that are not there are those of an earlier revision, and stored already.
 pub(super) fn insert_revision(
     connection: &Connection,
     cvm_id: i64,
@@ -191,21 +182,14 @@ pub(super) fn insert_revision(
     spec: &Spec,
     origin: &Origin<'_>,
 ) -> Result<()> {
-    let stored = origin.after.map(|after| texts(connection, cvm_id, after)).transpose()?.unwrap_or_default();
-    let document = crate::cvm::spec::sha256(spec.compose.document.as_bytes());
-    let (sealed_env, user_config) = (spec.sealed_env_sha256(), spec.user_config_sha256());
-    let texts = [
-        (Some(document), Some(spec.compose.document.as_bytes())),
-        (Some(spec.compose.hash.0), Some(spec.compose.text.as_bytes())),
-        (sealed_env, spec.sealed_env.as_deref()),
-        (user_config, spec.user_config.as_deref().map(str::as_bytes)),
-    ];
-    for (number, (sha256, bytes)) in texts.into_iter().enumerate() {
-        if let (Some(sha256), Some(bytes)) = (&sha256, bytes)
-            && stored[number].as_ref() != Some(sha256)
-        {
-            keep(connection, cvm_id, sha256, bytes)?;
-        }
+    let (document, text) = (&spec.compose.document, &spec.compose.text);
+    keep(connection, cvm_id, document.sha256(), document.here().map(str::as_bytes))?;
+    keep(connection, cvm_id, text.sha256(), text.here().map(str::as_bytes))?;
+    if let Some(sealed) = &spec.sealed_env {
+        keep(connection, cvm_id, sealed.sha256(), sealed.here())?;
+    }
+    if let Some(config) = &spec.user_config {
+        keep(connection, cvm_id, config.sha256(), config.here().map(str::as_bytes))?;
     }
     connection
         .prepare_cached(
@@ -217,9 +201,9 @@ pub(super) fn insert_revision(
             cvm_id,
             number,
             spec.compose.hash.0,
-            document,
-            sealed_env,
-            user_config,
+            document.sha256(),
+            spec.sealed_env_sha256(),
+            spec.user_config_sha256(),
             spec.vcpu,
             spec.memory_mb,
             spec.disk_gb,
@@ -235,38 +219,68 @@ pub(super) fn insert_revision(
     Ok(())
 }
 
+/// Is a spec read with its long parts?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parts {
+    /// Yes.
+    All,
+    /// No: only their hashes.
+    Short,
+}
+
 /// The spec of revision `number`.
-pub(super) fn spec(connection: &Connection, cvm_id: i64, number: u64) -> Result<Spec> {
-    let sql = "SELECT r.compose_hash, d.bytes, t.bytes, e.bytes, u.bytes, r.vcpu, r.memory_mb, r.disk_gb, r.gpus, r.image,
-        r.instance_seed
-      FROM revision r
-      JOIN body d ON d.cvm_id = r.cvm_id AND d.sha256 = r.document
-      JOIN body t ON t.cvm_id = r.cvm_id AND t.sha256 = r.compose_hash
-      LEFT JOIN body e ON e.cvm_id = r.cvm_id AND e.sha256 = r.sealed_env
-      LEFT JOIN body u ON u.cvm_id = r.cvm_id AND u.sha256 = r.user_config
-      WHERE r.cvm_id = ? AND r.number = ?";
+pub(super) fn spec(connection: &Connection, cvm_id: i64, number: u64, parts: Parts) -> Result<Spec> {
+    let sql = "SELECT document, compose_hash, sealed_env, user_config, vcpu, memory_mb, disk_gb, gpus, image, instance_seed
+      FROM revision WHERE cvm_id = ? AND number = ?";
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query(params![cvm_id, number])?;
     let row = rows.next()?.ok_or(Error::Missing)?;
-    let text = |index: usize| -> Result<&str> {
-        let bytes = row.get_ref(index)?.as_blob().map_err(rusqlite::Error::from)?;
-        std::str::from_utf8(bytes).map_err(|source| unreadable("text", source))
-    };
-    let config = row.get_ref(4)?.as_blob_or_null().map_err(rusqlite::Error::from)?;
+    let hash = ComposeHash(row.get(1)?);
     Ok(Spec {
-        compose: Compose { document: text(1)?.into(), text: text(2)?.into(), hash: ComposeHash(row.get(0)?) },
-        sealed_env: row.get_ref(3)?.as_blob_or_null().map_err(rusqlite::Error::from)?.map(Into::into),
-        user_config: config
-            .map(|bytes| std::str::from_utf8(bytes).map(Into::into))
-            .transpose()
-            .map_err(|source| unreadable("text", source))?,
-        vcpu: row.get(5)?,
-        memory_mb: row.get(6)?,
-        disk_gb: row.get(7)?,
-        gpus: from_json("gpus", row.get_ref(8)?.as_str().map_err(rusqlite::Error::from)?)?,
-        image: row.get(9)?,
-        instance_seed: row.get(10)?,
+        compose: Compose {
+            document: long_text(connection, cvm_id, row.get(0)?, parts)?,
+            text: long_text(connection, cvm_id, hash.0, parts)?,
+            hash,
+        },
+        sealed_env: row
+            .get::<_, Option<_>>(2)?
+            .map(|sealed| long(connection, cvm_id, sealed, parts, |bytes| Ok(bytes.into())))
+            .transpose()?,
+        user_config: row
+            .get::<_, Option<_>>(3)?
+            .map(|config| long_text(connection, cvm_id, config, parts))
+            .transpose()?,
+        vcpu: row.get(4)?,
+        memory_mb: row.get(5)?,
+        disk_gb: row.get(6)?,
+        gpus: from_json("gpus", row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?)?,
+        image: row.get(8)?,
+        instance_seed: row.get(9)?,
     })
+}
+
+fn long_text(connection: &Connection, cvm_id: i64, sha256: [u8; 32], parts: Parts) -> Result<Long<str>> {
+    long(connection, cvm_id, sha256, parts, |bytes| {
+        std::str::from_utf8(bytes).map(Into::into).map_err(|source| unreadable("text", source))
+    })
+}
+
+fn long<T: ?Sized>(
+    connection: &Connection,
+    cvm_id: i64,
+    sha256: [u8; 32],
+    parts: Parts,
+    read: impl FnOnce(&[u8]) -> Result<Arc<T>>,
+) -> Result<Long<T>> {
+    if parts == Parts::Short {
+        return Ok(Long::elsewhere(sha256));
+    }
+    let mut statement =
+        connection.prepare_cached("SELECT bytes FROM body WHERE cvm_id = ? AND sha256 = ?")?;
+    let mut rows = statement.query(params![cvm_id, sha256])?;
+    let row = rows.next()?.ok_or(Error::Missing)?;
+    let bytes = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
+    Ok(Long::stored(sha256, read(bytes)?))
 }
 
 /// The resources of revision `number`, without its texts.

@@ -9,6 +9,7 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{oneshot, watch};
 
 use super::accounts::KnownKeys;
+use super::recent::Recent;
 use super::{Error, Result};
 
 /// Every schema version, in order. Files are added and never edited.
@@ -63,6 +64,8 @@ pub(super) struct Inner {
     last_event: watch::Sender<i64>,
     /// API keys that were looked up.
     pub(super) keys: KnownKeys,
+    /// CVMs that were read.
+    pub(super) recent: Arc<Recent>,
 }
 
 enum Writer {
@@ -87,14 +90,14 @@ impl Drop for Inner {
 
 /// One transaction waiting for the writer.
 trait Job: Send {
-    /// Does the work inside a savepoint. False: undo it.
+    /// Does the work. False: whatever it wrote has to be undone. May be called again after that.
     fn run(&mut self, connection: &Connection) -> bool;
     /// Answers, after the group was committed or not.
     fn finish(self: Box<Self>, committed: std::result::Result<(), Arc<rusqlite::Error>>);
 }
 
 struct Transaction<T, F, N> {
-    work: Option<F>,
+    work: F,
     /// What follows the commit, before the answer.
     then: N,
     outcome: Option<Result<T>>,
@@ -104,12 +107,13 @@ struct Transaction<T, F, N> {
 impl<T, F, N> Job for Transaction<T, F, N>
 where
     T: Send,
-    F: FnOnce(&Connection) -> Result<T> + Send,
+    F: Fn(&Connection) -> Result<T> + Send,
     N: FnOnce(&T) + Send,
 {
     fn run(&mut self, connection: &Connection) -> bool {
-        let work = self.work.take().expect("a job runs once");
-        let outcome = work(connection);
+        // One that panics has no outcome, also if it had one before.
+        self.outcome = None;
+        let outcome = (self.work)(connection);
         let keep = outcome.is_ok();
         self.outcome = Some(outcome);
         keep
@@ -133,8 +137,10 @@ where
 impl Store {
     /// Opens the file, brings its schema up to date and starts the writer.
     pub fn open(path: &Path, durability: Durability, mode: WriterMode) -> Result<Self> {
-        let connection = connect(path, durability)?;
+        let mut connection = connect(path, durability)?;
         migrate(&connection)?;
+        let recent = Arc::new(Recent::new());
+        recent.follow(&mut connection)?;
         let last: i64 =
             connection.query_row("SELECT ifnull(max(seq), 0) FROM event", [], |row| row.get(0))?;
         let (last_event, _) = watch::channel(last);
@@ -142,15 +148,16 @@ impl Store {
             WriterMode::Inline => Writer::Inline(Mutex::new(connection)),
             WriterMode::Grouped => {
                 let (jobs, queue) = mpsc::channel();
+                let recent = Arc::clone(&recent);
                 let thread = std::thread::Builder::new()
                     .name("store-writer".into())
-                    .spawn(move || write_groups(&connection, &queue))
+                    .spawn(move || write_groups(&connection, &queue, &recent))
                     .map_err(|error| Error::Unreadable { what: "thread", source: error.into() })?;
                 Writer::Grouped { jobs, thread }
             }
         };
         let (readers, keys) = (Mutex::default(), KnownKeys::default());
-        let inner = Inner { path: path.to_owned(), durability, readers, writer, last_event, keys };
+        let inner = Inner { path: path.to_owned(), durability, readers, writer, last_event, keys, recent };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -158,7 +165,7 @@ impl Store {
     pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+        F: Fn(&Connection) -> Result<T> + Send + 'static,
     {
         self.write_then(work, |_| ()).await
     }
@@ -168,13 +175,13 @@ impl Store {
     pub(super) async fn write_then<T, F, N>(&self, work: F, then: N) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+        F: Fn(&Connection) -> Result<T> + Send + 'static,
         N: FnOnce(&T) + Send + 'static,
     {
         match &self.0.writer {
             Writer::Grouped { jobs, .. } => {
                 let (answer, outcome) = oneshot::channel();
-                let job = Box::new(Transaction { work: Some(work), then, outcome: None, answer });
+                let job = Box::new(Transaction { work, then, outcome: None, answer });
                 jobs.send(job).map_err(|_| closed())?;
                 outcome.await.map_err(|_| closed())?
             }
@@ -185,6 +192,7 @@ impl Store {
                 match work(&connection) {
                     Ok(value) => {
                         connection.execute_batch("COMMIT")?;
+                        self.0.recent.forget_touched();
                         then(&value);
                         Ok(value)
                     }
@@ -261,7 +269,7 @@ fn migrate(connection: &Connection) -> Result<()> {
 
 /// Commits whatever is waiting, together, until nobody can send any more. There is no timer: one client alone waits for
 /// nobody.
-fn write_groups(connection: &Connection, queue: &mpsc::Receiver<Box<dyn Job>>) {
+fn write_groups(connection: &Connection, queue: &mpsc::Receiver<Box<dyn Job>>, recent: &Recent) {
     while let Ok(first) = queue.recv() {
         let mut group = vec![first];
         group.extend(queue.try_iter().take(GROUP - 1));
@@ -273,29 +281,61 @@ fn write_groups(connection: &Connection, queue: &mpsc::Receiver<Box<dyn Job>>) {
                 let _ = connection.execute_batch("ROLLBACK");
             }
         }
+        recent.forget_touched();
         for job in group {
             job.finish(committed.clone());
         }
+        // Those who were answered may have more to ask: then that shares the next commit.
+        std::thread::yield_now();
     }
 }
 
+/// How far the transactions of a group are kept apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Apart {
+    /// Not at all: one that fails after it has written takes the others with it.
+    No,
+    /// Each in a savepoint, which costs a copy of every page that it touches.
+    Savepoints,
+}
+
 fn write_group(connection: &Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
-    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-    for job in group {
-        connection.prepare_cached("SAVEPOINT one")?.execute([])?;
-        // A bug in one transaction must not end the writer for everybody.
-        let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job.run(connection)));
-        if !kept.unwrap_or(false) {
-            // A full disk may have ended the whole transaction already.
-            if connection.is_autocommit() {
-                return Err(full());
-            }
-            connection.prepare_cached("ROLLBACK TO one")?.execute([])?;
-        }
-        connection.prepare_cached("RELEASE one")?.execute([])?;
+    // Hardly any transaction fails after it has written something; if one does, all of them run again.
+    if !try_group(connection, group, Apart::No)? {
+        connection.prepare_cached("ROLLBACK")?.execute([])?;
+        try_group(connection, group, Apart::Savepoints)?;
     }
     connection.prepare_cached("COMMIT")?.execute([])?;
     Ok(())
+}
+
+/// Runs a group up to its commit. False: one has failed, and what it has written cannot be told from what others have.
+fn try_group(connection: &Connection, group: &mut [Box<dyn Job>], apart: Apart) -> rusqlite::Result<bool> {
+    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+    for job in group {
+        let before = connection.total_changes();
+        if apart == Apart::Savepoints {
+            connection.prepare_cached("SAVEPOINT one")?.execute([])?;
+        }
+        // A bug in one transaction must not end the writer for everybody.
+        let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job.run(connection)));
+        let kept = kept.unwrap_or(false);
+        // A full disk may have ended the whole transaction already.
+        if !kept && connection.is_autocommit() {
+            return Err(full());
+        }
+        match apart {
+            Apart::No if kept || connection.total_changes() == before => {}
+            Apart::No => return Ok(false),
+            Apart::Savepoints => {
+                if !kept {
+                    connection.prepare_cached("ROLLBACK TO one")?.execute([])?;
+                }
+                connection.prepare_cached("RELEASE one")?.execute([])?;
+            }
+        }
+    }
+    Ok(true)
 }
 
 fn full() -> rusqlite::Error {

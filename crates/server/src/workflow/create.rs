@@ -1,7 +1,5 @@
 //! Creation in two calls: *provision* checks, picks a node and fixes the compose hash; *create* makes it so.
 
-use std::sync::Arc;
-
 use casemate_types::error::codes;
 use casemate_types::ids::{AppId, ComposeHash, CvmRef, OperationId, VmUuid};
 use casemate_types::patch::{CvmCreate, CvmPatch, CvmProvision, Sparse};
@@ -13,7 +11,7 @@ use crate::app::App;
 use crate::auth::{Actor, Author};
 use crate::config::EMBEDDED_KMS;
 use crate::cvm::plan::{Wish, plan_create};
-use crate::cvm::spec::{Booking, Spec, sha256};
+use crate::cvm::spec::{Booking, Long, Spec, sha256};
 use crate::cvm::state::Cvm;
 use crate::driver::Image;
 use crate::error::{Error, Resource, Result};
@@ -273,7 +271,7 @@ pub async fn create(
     let document = spec.compose.parsed();
     super::update::check_env_keys(&document, asked.env_keys.as_deref())?;
     if let Some(sealed) = &asked.encrypted_env {
-        spec.sealed_env = Some(Arc::from(sealed.as_bytes()));
+        spec.sealed_env = Some(Long::new(sealed.as_bytes()));
     }
     let new = NewCvm {
         uid: format!("cvm_{}", app.clock.random_text(10)).parse().expect("letters and digits"),

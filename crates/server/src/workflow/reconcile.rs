@@ -55,7 +55,8 @@ async fn compare(
         after = last.id;
         let known = app.store.reports(cvms.first().map_or(0, |first| first.id), after)?;
         let machines: Vec<VmUuid> = cvms.iter().map(|cvm| cvm.vm_uuid).collect();
-        let seen = app.clock.within(ANSWER, node.driver.observe(&machines)).await.ok_or("no answer in time")??;
+        let seen =
+            app.clock.within(ANSWER, node.driver.observe(&machines)).await.ok_or("no answer in time")??;
         let seen: HashMap<VmUuid, Observed> = seen.into_iter().map(|machine| (machine.vm, machine)).collect();
         let mut news = Vec::new();
         let mut to_mend = Vec::new();

@@ -65,10 +65,7 @@ pub struct Accepted {
 impl Accepted {
     /// The spec that it leads to.
     pub fn target(&self, app: &App) -> Result<Spec> {
-        match &self.plan {
-            Plan::Steps(steps) => Ok(steps.spec.clone()),
-            Plan::Nothing | Plan::Records { .. } => Ok(app.store.spec(self.cvm.id, self.operation.target)?),
-        }
+        Ok(app.store.spec(self.cvm.id, self.operation.target)?)
     }
 
     /// What the caller should know.
@@ -124,7 +121,10 @@ fn join(app: &App, cvm: Cvm, request: &Request) -> Result<Outcome> {
 
 /// What `wish` would mean for `cvm` if revision `base` were its current one.
 pub fn plan(app: &App, cvm: &Cvm, base: u64, wish: &Wish) -> Result<Plan> {
-    let spec = app.store.spec(cvm.id, base)?;
+    let spec = match wish.touches_document() {
+        true => app.store.spec(cvm.id, base)?,
+        false => app.store.outline(cvm.id, base)?,
+    };
     let rules = rules(app, cvm.node_id, &cvm.kms)?;
     plan_update(&Current { cvm, spec: &spec }, wish, &rules)
 }
@@ -174,10 +174,8 @@ pub async fn accept_each(
 ) -> Result<Vec<Option<store::Accepted>>> {
     let request =
         Request { wish: Wish::default(), kind, if_match: None, author: author.clone(), receipt: None };
-    let new = planned
-        .into_iter()
-        .map(|(cvm, plan)| (new_operation(app, &cvm, &plan, &request), cvm))
-        .collect();
+    let new =
+        planned.into_iter().map(|(cvm, plan)| (new_operation(app, &cvm, &plan, &request), cvm)).collect();
     let accepted = app.store.operations_accept(new, receipt).await?;
     app.wake();
     Ok(accepted)

@@ -1,7 +1,5 @@
 //! What a guest makes of the configuration that it finds.
 
-use std::sync::Arc;
-
 use casemate_types::compose::{ComposeDoc, Service};
 use casemate_types::ids::{ComposeHash, VmUuid};
 use serde::{Deserialize, Serialize};
@@ -9,7 +7,7 @@ use serde_json::Value;
 
 use super::faults::Faults;
 use super::node::Site;
-use crate::cvm::spec::{Spec, sha256};
+use crate::cvm::spec::{Long, Spec, sha256};
 use crate::driver::fault::Fault;
 use crate::driver::{Container, GuestKeys, Image, Machine, NodeFacts};
 
@@ -121,13 +119,13 @@ pub(super) fn boot(vm: VmUuid, machine: &Machine, site: &Site<'_>, faults: &mut 
 }
 
 /// Flips the lowest bit of a letter or digit in the middle of `text`. None if it has none.
-pub(super) fn flip_bit(text: &mut Arc<str>) -> Option<()> {
+pub(super) fn flip_bit(text: &mut Long<str>) -> Option<()> {
     let suits = |(_, c): &(usize, char)| c.is_ascii_alphanumeric();
     let (middle, mut letters) = (text.len() / 2, text.char_indices().filter(suits).peekable());
     let first = *letters.peek()?;
     let (index, letter) = letters.find(|(index, _)| *index >= middle).unwrap_or(first);
     let (before, after) = (text.get(..index)?, text.get(index + 1..)?);
     let flipped = char::from(u8::try_from(letter).ok()? ^ 1);
-    *text = format!("{before}{flipped}{after}").into();
+    *text = Long::new(format!("{before}{flipped}{after}"));
     Some(())
 }
