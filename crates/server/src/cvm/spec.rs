@@ -181,6 +181,24 @@ impl Spec {
         }
     }
 
+    /// This outline with the long parts that it shares with `other`.
+    pub fn with_parts_of(mut self, other: &Self) -> Self {
+        let fill = |part: &mut Long<str>, others: &Long<str>| {
+            if part == others {
+                part.clone_from(others);
+            }
+        };
+        fill(&mut self.compose.document, &other.compose.document);
+        fill(&mut self.compose.text, &other.compose.text);
+        if let (Some(config), Some(others)) = (&mut self.user_config, &other.user_config) {
+            fill(config, others);
+        }
+        if self.sealed_env == other.sealed_env {
+            self.sealed_env.clone_from(&other.sealed_env);
+        }
+        self
+    }
+
     /// The instance id that this spec gives a machine of `app`.
     pub fn instance_id(&self, app: &AppId) -> InstanceId {
         InstanceId::derive(&self.instance_seed, app)

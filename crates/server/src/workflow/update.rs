@@ -65,7 +65,15 @@ pub struct Accepted {
 impl Accepted {
     /// The spec that it leads to.
     pub fn target(&self, app: &App) -> Result<Spec> {
-        Ok(app.store.spec(self.cvm.id, self.operation.target)?)
+        match &self.plan {
+            // It may not be committed yet. Its long parts are there, or those of the revision that is current now.
+            Plan::Steps(steps) if steps.spec.compose.document.here().is_some() => Ok(steps.spec.clone()),
+            Plan::Steps(steps) => {
+                let now = app.store.spec(self.cvm.id, self.operation.previous)?;
+                Ok(steps.spec.clone().with_parts_of(&now))
+            }
+            Plan::Nothing | Plan::Records { .. } => Ok(app.store.spec(self.cvm.id, self.operation.target)?),
+        }
     }
 
     /// What the caller should know.
