@@ -46,7 +46,7 @@ pub(crate) async fn fill(data: &Path, sim: &Sim, count: usize) -> Result<()> {
         at: clock.now(),
     };
     store.key_create(account.workspace_id, account.user_id, new_key, None, None).await?;
-    let node_id = store.node_ensure(sim.describe().await?).await?;
+    let node_id = store.node_ensure(sim.describe().await?, String::new(), clock.now()).await?;
 
     let mut ids = String::new();
     let numbers: Vec<usize> = (0..count).collect();
@@ -75,7 +75,7 @@ pub(crate) async fn fill(data: &Path, sim: &Sim, count: usize) -> Result<()> {
             ids.push('\n');
         }
         let lease = clock.now().checked_add(1.hour())?;
-        let claimed = store.operation_claim(clock.now(), lease, AT_ONCE).await?;
+        let claimed = store.operation_claim(None, clock.now(), lease, AT_ONCE).await?;
         try_join_all(claimed.into_iter().map(|work| carry_out(&store, &clock, sim, work))).await?;
     }
     std::fs::write(data.join("ids"), ids)?;
@@ -106,7 +106,7 @@ pub(crate) async fn open_updates(data: &Path, count: usize) -> Result<()> {
                     options: Options::default(),
                     diff: Vec::new(),
                     closes: None,
-                    author: Author { user_id: account.user_id, key_id: None, request_id: None },
+                    author: Some(Author { user_id: account.user_id, key_id: None, request_id: None }),
                     at: clock.now(),
                 };
                 store.operation_accept(new, cvm.clone(), None).await
@@ -128,7 +128,7 @@ async fn carry_out(store: &Store, clock: &Clock, sim: &Sim, work: Work) -> Resul
             StepName::Observe => sim.observe(&[cvm.vm_uuid]).await?.pop(),
             StepName::Stage | StepName::Stop | StepName::Apply | StepName::Start | StepName::Remove => None,
         };
-        operation = store.step_done(operation.held(), seen, clock.now()).await?;
+        operation = store.step_done(operation.held(), seen.into(), clock.now()).await?;
     }
     Ok(())
 }

@@ -33,6 +33,9 @@ pub(crate) struct Options {
 const CVMS: usize = 10_000;
 /// Updates that are open when a server starts.
 const OPEN: usize = 1_000;
+/// Until workers have their hands full of updates whose guests take an hour to stop. The first updates, which are not measured,
+/// are more than enough for that.
+const FULL_HANDS: Duration = Duration::from_secs(2);
 /// Connections of many clients.
 const MANY: usize = 64;
 
@@ -306,6 +309,7 @@ impl Bench {
             for (server, prefix) in [(&product, "/api/v1"), (&limit, "")] {
                 let mut many = Client::connect(server.address, MANY).await?;
                 many.send(&self.patches(prefix, 0..1_000), 202).await?;
+                tokio::time::sleep(FULL_HANDS).await;
                 let (cpu, outcome) =
                     cpu_of(server, many.send(&self.patches(prefix, 1_000..9_000), 202)).await?;
                 series.push(prefix.is_empty(), cpu);
@@ -337,8 +341,9 @@ impl Bench {
             for (server, prefix, count) in [(&product, "/api/v1", 6_000), (&limit, "", 500)] {
                 let mut many = Client::connect(server.address, MANY).await?;
                 let mut one = Client::connect(server.address, 1).await?;
-                many.send(&self.patches(prefix, 0..500), 202).await?;
-                let outcome = many.send(&self.patches(prefix, 500..500 + count), 202).await?;
+                many.send(&self.patches(prefix, 0..800), 202).await?;
+                tokio::time::sleep(FULL_HANDS).await;
+                let outcome = many.send(&self.patches(prefix, 800..800 + count), 202).await?;
                 rate.push(prefix.is_empty(), outcome.rate());
                 alone.push(
                     prefix.is_empty(),

@@ -1,8 +1,8 @@
 //! The node of all CVMs, as a process of its own: what it costs is not the server's.
 //!
-//! Calls take no time, and a guest that is asked to go down takes an hour. So of any number of accepted updates 64 are worked
-//! on, each waiting for its guest, and the others wait for those: what is measured is the accept, not the work that follows, and
-//! no worker had to be switched off for it.
+//! Calls take no time, and a guest that is asked to go down takes an hour. So of any number of accepted updates a few hundred are
+//! worked on, each waiting for its guest, and the others wait for those: the first updates, which are not measured, fill that up.
+//! What is measured is the accept, not the work that follows, and no worker had to be switched off for it.
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -44,16 +44,18 @@ impl Nodes {
         match self {
             Self::Remote(path) => {
                 let node = RemoteSim::connect(path);
-                Ok(vec![NewNode { driver: Arc::new(node.clone()), faults: Some(Arc::new(node)) }])
+                let address = format!("sim=unix:{}", path.display());
+                Ok(vec![NewNode { address, driver: Arc::new(node.clone()), faults: Some(Arc::new(node)) }])
             }
             Self::Sim(count) => {
                 let folder = data.join("nodes");
                 std::fs::create_dir_all(&folder)?;
                 let open = |config: SimConfig| {
+                    let address = format!("sim:{}", config.facts.name);
                     let state = folder.join(format!("{}.json", config.facts.name));
                     let keys: Arc<LocalKeys> = Arc::clone(keys);
                     let sim = Sim::new(config, clock.clone(), Some(keys), Some(state))?;
-                    Ok(NewNode { driver: Arc::new(sim.clone()), faults: Some(Arc::new(sim)) })
+                    Ok(NewNode { address, driver: Arc::new(sim.clone()), faults: Some(Arc::new(sim)) })
                 };
                 SimConfig::nodes(*count).into_iter().map(open).collect()
             }

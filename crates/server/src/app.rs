@@ -9,15 +9,18 @@ use casemate_chain::Chain;
 use casemate_kms::RootKeys;
 use casemate_types::env::EnvVar;
 use casemate_types::ids::AppId;
+use futures_util::future::join_all;
 use tokio::sync::Notify;
 
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::driver::{DynDriver, GuestKeys, NodeFacts};
+use crate::driver::GuestKeys;
 use crate::http::streams::Streams;
 use crate::http::view::Stills;
+pub use crate::node::{NewNode, Node};
 use crate::store::Store;
+use crate::workflow::operation::Lane;
 
 /// The server's shared parts. Cheap to clone.
 #[derive(Clone)]
@@ -48,32 +51,15 @@ pub struct Parts {
     /// What only one request at a time may do.
     pub turns: Turns,
     wake: Notify,
-}
-
-/// A node and the driver that reaches it.
-#[derive(Clone)]
-pub struct Node {
-    /// What it reported when it was added.
-    pub facts: NodeFacts,
-    /// How it is reached.
-    pub driver: DynDriver,
-    /// Set for a simulated node whose faults may be planned from outside.
-    pub faults: Option<Arc<dyn crate::driver::fault::Plan>>,
-}
-
-/// A node to be added to an app.
-pub struct NewNode {
-    /// How it is reached.
-    pub driver: DynDriver,
-    /// See [`Node`].
-    pub faults: Option<Arc<dyn crate::driver::fault::Plan>>,
+    wake_urgent: Notify,
 }
 
 /// Bytes of keys of apps that are remembered for certain: those of 16,000.
 const ENV_KEYS: usize = 2 * 1024 * 1024;
 
 impl App {
-    /// Puts the parts together: asks each node what it is and gives it its number.
+    /// Puts the parts together: asks each node what it is and gives it its number. A node that does not answer keeps nobody
+    /// from starting.
     pub async fn start(
         store: Store,
         clock: Clock,
@@ -96,10 +82,10 @@ impl App {
         let secret = store.setting_ensure("secret", clock.random::<32>().to_vec()).await?;
         let secret = secret.try_into().map_err(|_| "the store's secret has not 32 bytes")?;
         let mut numbered = BTreeMap::new();
-        for NewNode { driver, faults } in nodes {
-            let facts = driver.describe().await?;
-            let id = store.node_ensure(facts.clone()).await?;
-            numbered.insert(id, Node { facts, driver, faults });
+        // All at once: several that are away are waited for only once.
+        for opened in join_all(nodes.into_iter().map(|node| Node::open(node, &store, &clock))).await {
+            let (id, node) = opened?;
+            numbered.insert(id, node);
         }
         let parts = Parts {
             store,
@@ -114,6 +100,7 @@ impl App {
             streams: Streams::default(),
             turns: Turns::default(),
             wake: Notify::new(),
+            wake_urgent: Notify::new(),
         };
         Ok(Self(Arc::new(parts)))
     }
@@ -123,14 +110,21 @@ impl App {
         self.nodes.get(&id)
     }
 
-    /// There may be work.
-    pub fn wake(&self) {
-        self.wake.notify_one();
+    /// There may be work in this lane.
+    pub fn wake(&self, lane: Lane) {
+        self.waker(lane).notify_one();
     }
 
-    /// Ends when there may be work.
-    pub fn woken(&self) -> impl Future<Output = ()> + '_ {
-        self.wake.notified()
+    /// Ends when there may be work in this lane.
+    pub fn woken(&self, lane: Lane) -> impl Future<Output = ()> + '_ {
+        self.waker(lane).notified()
+    }
+
+    fn waker(&self, lane: Lane) -> &Notify {
+        match lane {
+            Lane::Ordinary => &self.wake,
+            Lane::Urgent => &self.wake_urgent,
+        }
     }
 }
 

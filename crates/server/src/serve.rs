@@ -1,15 +1,18 @@
 //! A whole server: store, workers, reconciliation and the listener, from start to a clean stop.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use axum::serve::Listener;
 use casemate_kms::RootKeys;
+use futures_util::StreamExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,8 +31,8 @@ use crate::workflow::{reconcile, sweep, worker};
 /// its client has just sent, and the client could not know whether it counts.
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
 
-/// How long requests in flight get to finish after the stop began.
-const LAST_REQUESTS: Duration = Duration::from_secs(3);
+/// How long requests in flight get to finish after the stop began: longer than any of them may wait for a chain.
+const LAST_REQUESTS: Duration = Duration::from_secs(25);
 
 /// A running server.
 pub struct Server {
@@ -98,7 +101,23 @@ fn open_store_with(data: &Path, durability: Durability) -> Result<Store, Source>
 /// Lets clients in until the server is closing. Whoever has connected by then is still let in, everybody else is refused.
 struct Door {
     listener: Option<TcpListener>,
+    /// Connected when the door was closed, and not let in yet.
+    waiting: VecDeque<(TcpStream, SocketAddr)>,
     closing: CancellationToken,
+}
+
+impl Door {
+    /// Closing a listener cuts off whoever stands in its queue. So the queue is emptied first, however long ago the runtime
+    /// last heard of it.
+    fn shut(&mut self) {
+        let Some(listener) = self.listener.take().and_then(|listener| listener.into_std().ok()) else {
+            return;
+        };
+        while let Ok((client, address)) = listener.accept() {
+            let client = client.set_nonblocking(true).and_then(|()| TcpStream::from_std(client));
+            self.waiting.extend(client.ok().map(|client| (client, address)));
+        }
+    }
 }
 
 impl Listener for Door {
@@ -108,12 +127,14 @@ impl Listener for Door {
     async fn accept(&mut self) -> (TcpStream, SocketAddr) {
         if let Some(listener) = &mut self.listener {
             tokio::select! {
-                biased;
                 client = Listener::accept(listener) => return client,
-                () = self.closing.cancelled() => self.listener = None,
+                () = self.closing.cancelled() => self.shut(),
             }
         }
-        std::future::pending().await
+        match self.waiting.pop_front() {
+            Some(client) => client,
+            None => std::future::pending().await,
+        }
     }
 
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
@@ -125,6 +146,15 @@ impl Listener for Door {
 fn close(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+/// An answer without a length is a stream. It ends, whole as far as it goes, when the server closes: who follows one comes back.
+fn end_with(closing: &CancellationToken, response: Response) -> Response {
+    if response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    let closing = closing.clone().cancelled_owned();
+    response.map(|body| Body::from_stream(body.into_data_stream().take_until(closing)))
 }
 
 impl Server {
@@ -156,11 +186,14 @@ impl Server {
         tasks.spawn(sweep::run(app.clone(), stop.clone()));
         let service = ServiceExt::<Request>::map_response(http::service(app.clone()), {
             let closing = closing.clone();
-            move |response: Response| if closing.is_cancelled() { close(response) } else { response }
+            move |response: Response| {
+                let response = end_with(&closing, response);
+                if closing.is_cancelled() { close(response) } else { response }
+            }
         });
         let (closing_door, stopping) = (closing.clone(), stop.clone());
         tasks.spawn(async move {
-            let door = Door { listener: Some(listener), closing: closing_door };
+            let door = Door { listener: Some(listener), waiting: VecDeque::new(), closing: closing_door };
             let serve = axum::serve(door, tower::make::Shared::new(service));
             let _ = serve.with_graceful_shutdown(stopping.cancelled_owned()).await;
         });
@@ -173,7 +206,48 @@ impl Server {
         self.closing.cancel();
         self.app.clock.sleep(LAST_ANSWERS).await;
         self.stop.cancel();
-        // Watchers hold their connections open for minutes; they reconnect.
+        // Streams have ended by now; what is left are requests that are being answered.
         let _ = tokio::time::timeout(LAST_REQUESTS, self.tasks.wait()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    /// The runtime may not have heard of a connection that the kernel has made.
+    #[tokio::test]
+    async fn who_stands_at_the_door_when_it_closes_is_let_in() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let closing = CancellationToken::new();
+        let mut door = Door { listener: Some(listener), waiting: VecDeque::new(), closing: closing.clone() };
+        let clients: Vec<_> =
+            (0..3).map(|_| std::net::TcpStream::connect(address).expect("connected")).collect();
+        closing.cancel();
+        for _ in &clients {
+            door.accept().await;
+        }
+        let nobody = tokio::select! {
+            biased;
+            _ = door.accept() => false,
+            () = std::future::ready(()) => true,
+        };
+        assert!(nobody && std::net::TcpStream::connect(address).is_err(), "nobody else is");
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_whole_when_the_server_closes() {
+        let closing = CancellationToken::new();
+        let endless = stream::once(async { Ok::<_, std::io::Error>("first\n") }).chain(stream::pending());
+        let response = end_with(&closing, Response::new(Body::from_stream(endless)));
+        let read = tokio::spawn(axum::body::to_bytes(response.into_body(), 100));
+        closing.cancel();
+        let read = read.await.expect("it ends").expect("and is whole");
+        assert!(read.is_empty() || read == "first\n");
+        let whole = end_with(&closing, Response::new(Body::from("whole")));
+        assert_eq!(axum::body::to_bytes(whole.into_body(), 100).await.expect("whole"), "whole");
     }
 }

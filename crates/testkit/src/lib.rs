@@ -85,7 +85,9 @@ impl World {
         let kms = Arc::new(RootKeys::generate(&[7; 64]));
         let keys = Arc::new(LocalKeys(Arc::clone(&kms)));
         let sim = Sim::new(node, clock.clone(), Some(keys), None).expect("a fresh node");
-        let nodes = vec![NewNode { driver: Arc::new(sim.clone()), faults: Some(Arc::new(sim.clone())) }];
+        let address = "sim:1".to_owned();
+        let nodes =
+            vec![NewNode { address, driver: Arc::new(sim.clone()), faults: Some(Arc::new(sim.clone())) }];
         let app = App::start_with(store, clock.clone(), kms, nodes, config, chain).await;
         let app = app.expect("a fresh server");
         let actor = actor(&app, "demo").await;
@@ -161,9 +163,9 @@ impl World {
         // Far more rounds than any run needs: a run that does not end is a failure and not a hang.
         for _ in 0..10_000 {
             let now = self.clock.now();
-            let work = self.app.store.operation_claim(now, now + LEASE, 64).await.expect("claims");
+            let work = self.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims");
             if work.is_empty() {
-                let Some(due) = self.app.store.operation_next_due().expect("reads") else { return };
+                let Some(due) = self.app.store.operation_next_due(None).expect("reads") else { return };
                 let wait = Duration::try_from(due.duration_since(now)).unwrap_or_default();
                 self.clock.sleep(wait.max(Duration::from_millis(1))).await;
             }
@@ -323,7 +325,9 @@ impl Probe for Interrupter<'_> {
                 if world.operation(operation.id).state.is_open() {
                     world.clock.sleep(LEASE).await;
                     let now = world.clock.now();
-                    for work in world.app.store.operation_claim(now, now + LEASE, 64).await.expect("claims") {
+                    for work in
+                        world.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims")
+                    {
                         Box::pin(worker::carry(&world.app, work, &OneStep)).await;
                     }
                 }

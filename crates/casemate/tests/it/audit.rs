@@ -267,8 +267,6 @@ impl Books {
         }
         for (id, operation) in &self.operations {
             let wanted = if operation.steps.is_empty() { (0, 1) } else { (1, 1) };
-            // What a failure puts back begins with the failure's own event.
-            let wanted = if operation.kind == "put_back" { (0, 1) } else { wanted };
             let found = of.remove(id).unwrap_or_default();
             findings.equal(&found, &wanted, || format!("accepted and ended events of {}", operation.what()));
         }

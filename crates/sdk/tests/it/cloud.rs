@@ -36,7 +36,8 @@ impl Cloud {
         let node = SimConfig { boot_ms: 20, stop_ms: 5, call_ms: 0, ..SimConfig::node(1) };
         let keys = Arc::new(LocalKeys(Arc::clone(&kms)));
         let sim = Sim::new(node, clock.clone(), Some(keys), None).unwrap();
-        let node = NewNode { driver: Arc::new(sim.clone()), faults: Some(Arc::new(sim)) };
+        let node =
+            NewNode { address: "sim:1".into(), driver: Arc::new(sim.clone()), faults: Some(Arc::new(sim)) };
         let start = Start {
             data: data.path().to_owned(),
             lock: serve::lock(data.path()).unwrap(),

@@ -38,7 +38,7 @@ fn shown(of: &AppRow, account: &Account, info: AppRevisionInfo) -> wire::AppRevi
         created_at: revision.created_at,
         operation_type: revision.cause,
         trace_id: Some(revision.op.to_string()),
-        triggered_by: Some(wire::UserRef { username: Some(revision.username), ..user }),
+        triggered_by: revision.username.map(|name| wire::UserRef { username: Some(name), ..user }),
         cvm: Some(wire::CvmMention {
             object_type: wire::CvmType::It,
             id: Some(cvm),

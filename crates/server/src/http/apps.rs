@@ -11,7 +11,7 @@ use super::error::answer;
 use super::extract::{Caller, Params};
 use super::page::{self, Wanted};
 use super::view::{self, BasicAnswer, ItemAnswer};
-use crate::app::App;
+use crate::app::{App, Node};
 use crate::config::EMBEDDED_KMS;
 use crate::cvm::plan::INSTANCE_TYPES;
 use crate::error::{Error, Resource, Result};
@@ -105,7 +105,7 @@ fn filter(app: &App, params: &Params) -> Result<AppFilter> {
         node.is_none_or(|name| facts.name.eq_ignore_ascii_case(name))
             && region.is_none_or(|region| facts.region.eq_ignore_ascii_case(region))
     };
-    let nodes = || app.nodes.iter().filter(|(_, node)| fits(&node.facts)).map(|(&id, _)| id).collect();
+    let nodes = || app.nodes.iter().filter(|(_, node)| fits(&node.facts())).map(|(&id, _)| id).collect();
     let (slug, kind) = (given("kms_slug"), given("kms_type"));
     let services =
         std::iter::once(EMBEDDED_KMS).chain(app.config.contract_kms.iter().map(|kms| kms.slug.as_str()));
@@ -137,7 +137,7 @@ fn filter(app: &App, params: &Params) -> Result<AppFilter> {
 #[utoipa::path(get, path = "/apps/filter-options", tag = "apps",
     responses((status = 200, description = "The values, by filter", body = wire::AppFilterOptions)))]
 pub async fn app_filter_options(State(app): State<App>, _: Caller) -> Response {
-    let nodes = || app.nodes.values().map(|node| &node.facts);
+    let nodes = || app.nodes.values().map(Node::facts);
     let services =
         || std::iter::once(EMBEDDED_KMS).chain(app.config.contract_kms.iter().map(|kms| kms.slug.as_str()));
     let distinct = |values: &mut dyn Iterator<Item = String>| {

@@ -37,7 +37,7 @@ pub async fn fault_plan(
     params.only(&[])?;
     caller.author()?;
     let planned = read(&app, &caller, &body)?;
-    plan.plan(planned.clone()).await.map_err(|error| refused(name, error))?;
+    plan.plan(planned.clone()).await.map_err(|error| refused(&name, error))?;
     Ok(json(StatusCode::CREATED, &planned))
 }
 
@@ -48,7 +48,7 @@ pub async fn fault_plan(
     responses((status = 200, description = "The faults", body = Vec<Object>)))]
 pub async fn fault_list(State(app): State<App>, _: Caller, Path(named): Path<String>) -> Result<Answer> {
     let (name, plan) = node(&app, &named)?;
-    let planned = plan.planned().await.map_err(|error| refused(name, error))?;
+    let planned = plan.planned().await.map_err(|error| refused(&name, error))?;
     Ok(json(StatusCode::OK, &planned))
 }
 
@@ -66,21 +66,21 @@ pub async fn fault_clear(
     let (name, plan) = node(&app, &named)?;
     params.only(&[])?;
     caller.author()?;
-    plan.clear().await.map_err(|error| refused(name, error))?;
+    plan.clear().await.map_err(|error| refused(&name, error))?;
     Ok(nothing())
 }
 
 /// The node with this number or name, if its faults can be planned.
-fn node<'a>(app: &'a App, named: &str) -> Result<(&'a str, &'a dyn Plan)> {
+fn node<'a>(app: &'a App, named: &str) -> Result<(String, &'a dyn Plan)> {
     if !app.config.dev {
         return Err(Error::NotFound { what: Resource::Route });
     }
-    let is_it = |(id, node): &(&i64, &Node)| id.to_string() == named || node.facts.name == named;
+    let is_it = |(id, node): &(&i64, &Node)| id.to_string() == named || node.facts().name == named;
     let (_, node) = app.nodes.iter().find(is_it).ok_or(Error::NotFound { what: Resource::Node })?;
     match &node.faults {
-        Some(plan) => Ok((&node.facts.name, plan.as_ref())),
+        Some(plan) => Ok((node.facts().name.clone(), plan.as_ref())),
         None => {
-            let message = format!("node {} is not simulated; it has no faults to plan", node.facts.name);
+            let message = format!("node {} is not simulated; it has no faults to plan", node.facts().name);
             Err(Error::Rejected { code: None, field: None, message })
         }
     }

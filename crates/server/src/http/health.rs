@@ -11,14 +11,22 @@ pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// The store can be read and there is a node to work on.
+/// The store can be read and written, and there is a node to work on.
 pub async fn readyz(State(app): State<App>) -> Response {
+    let not_ready = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     match app.store.nodes() {
-        Ok(nodes) if nodes.iter().any(|node| app.node(node.id).is_some()) => "ready\n".into_response(),
-        Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "no node\n").into_response(),
+        Ok(nodes) if nodes.iter().any(|node| app.node(node.id).is_some()) => {}
+        Ok(_) => return not_ready("no node\n"),
         Err(error) => {
             tracing::error!(%error, "the store cannot be read");
-            (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be read\n").into_response()
+            return not_ready("the store cannot be read\n");
+        }
+    }
+    match app.store.can_write(app.clock.now()).await {
+        Ok(()) => "ready\n".into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the store cannot be written");
+            not_ready("the store cannot be written\n")
         }
     }
 }

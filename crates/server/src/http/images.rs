@@ -57,7 +57,8 @@ pub async fn os_image_list(
 
 /// The images of all nodes, each name once.
 pub fn all(app: &App) -> Vec<wire::OsImage> {
-    let images = app.nodes.values().flat_map(|node| &node.facts.images);
+    let facts: Vec<_> = app.nodes.values().map(crate::app::Node::facts).collect();
+    let images = facts.iter().flat_map(|facts| &facts.images);
     let by_name: BTreeMap<_, _> = images.map(|image| (&image.name, image)).collect();
     let mut images: Vec<_> = by_name.into_values().collect();
     images.sort_by(|a, b| b.version.cmp(&a.version));

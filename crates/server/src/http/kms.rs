@@ -192,7 +192,7 @@ pub async fn kms_on_chain(State(app): State<App>, _: Caller, Path(chain): Path<S
         k256_pubkey: Some(hex::encode(app.kms.k256_public_key())),
         ca_pubkey: Some(hex::encode(app.kms.ca_public_key())),
         gateway_contract_address: None,
-        devices: app.nodes.values().map(|node| on_chain_device(&node.facts)).collect(),
+        devices: app.nodes.values().map(|node| on_chain_device(&node.facts())).collect(),
         os_images: super::images::all(&app).into_iter().map(on_chain_image).collect(),
     });
     let contracts = contracts.collect();

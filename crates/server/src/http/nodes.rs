@@ -25,7 +25,7 @@ fn kms_slugs(app: &App) -> Vec<String> {
 /// Nodes that new CVMs can be put on, the best first.
 fn candidates(app: &App) -> Result<Vec<NodeRow>> {
     let mut rows = app.store.nodes()?;
-    rows.retain(|row| app.node(row.id).is_some());
+    rows.retain(|row| app.node(row.id).is_some_and(Node::is_online));
     rows.sort_by_key(|row| (row.facts.capacity.gpus > 0, std::cmp::Reverse(row.free().memory_mb), row.id));
     Ok(rows)
 }
@@ -205,7 +205,7 @@ struct Nodes {
 
 /// List nodes
 ///
-/// Every node with its capacity and what of it is booked. Nodes that the configuration no longer names are `OFFLINE`.
+/// Every node with its capacity and what of it is booked. Nodes that do not answer or are no longer configured are `OFFLINE`.
 #[utoipa::path(get, path = "/nodes", tag = "nodes",
     responses((status = 200, description = "The nodes", body = Nodes)))]
 pub async fn node_list(State(app): State<App>, _: Caller) -> Result<Response> {
@@ -233,20 +233,25 @@ fn node_shown(row: &NodeRow, node: Option<&Node>) -> wire::Node {
         gpus: booking.gpus.into(),
         slots: slots.into(),
     };
+    // A node that never answered has told nothing yet.
+    let known = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     wire::Node {
         id: row.id,
         name: facts.name.clone(),
         driver: node.map_or("none", |node| node.driver.kind()).to_owned(),
-        region: Some(facts.region.clone()),
-        status: if node.is_some() { wire::NodeStatus::Online } else { wire::NodeStatus::Offline },
-        version: Some(facts.version.clone()),
-        device_id: Some(facts.device_id.clone()),
+        region: known(&facts.region),
+        status: match node.is_some_and(Node::is_online) {
+            true => wire::NodeStatus::Online,
+            false => wire::NodeStatus::Offline,
+        },
+        version: known(&facts.version),
+        device_id: known(&facts.device_id),
         capacity: room(facts.capacity, facts.capacity.vcpu),
         booked: room(row.booked, row.cvm_count),
         cvms: row.cvm_count.into(),
         images: facts.images.iter().map(|image| image.name.clone()).collect(),
         can_renew_instance_id: node.is_some_and(|node| node.driver.abilities().new_instance_id),
         faults: Vec::new(),
-        seen_at: None,
+        seen_at: node.map_or(row.seen_at, Node::seen_at),
     }
 }

@@ -101,7 +101,7 @@ async fn with_a_cvm(folder: &Path) -> Store {
     let store = grouped(folder);
     let rows = "INSERT INTO workspace (id, uid, name, slug, created_at) VALUES (1, 'w', 'w', 'w', 0);
       INSERT INTO user (id, uid, workspace_id, username, email, created_at) VALUES (1, 'u', 1, 'u', 'u', 0);
-      INSERT INTO node (id, name, facts, vcpu, memory_mb, disk_gb, gpus) VALUES (1, 'n', '{}', 9, 9, 9, 9);
+      INSERT INTO node (id, name, facts, address, vcpu, memory_mb, disk_gb, gpus) VALUES (1, 'n', '{}', '', 9, 9, 9, 9);
       INSERT INTO app (id, app_id, uid, workspace_id, name, kms, created_at) VALUES (1, zeroblob(20), 'a', 1, 'a', 'k', 0);
       INSERT INTO cvm (id, uid, vm_uuid, workspace_id, user_id, app, node_id, name, listed, status, power, generation, revision,
           latest_revision, booked_vcpu, booked_memory_mb, booked_disk_gb, booked_gpus, created_at, updated_at)

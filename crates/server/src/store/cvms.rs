@@ -129,8 +129,8 @@ pub struct RevisionInfo {
     pub content_of: Option<u64>,
     /// The operation that made it.
     pub op: OperationId,
-    /// Name of the user who made it.
-    pub username: String,
+    /// Name of the user who made it; nobody for what the server did by itself.
+    pub username: Option<String>,
     /// When.
     pub created_at: Timestamp,
 }
@@ -210,7 +210,7 @@ impl Store {
             let origin = Origin {
                 cause: Kind::Create.as_str(),
                 content_of: None,
-                user_id: new.author.user_id,
+                user_id: Some(new.author.user_id),
                 op: new.op,
                 at: new.at,
             };
@@ -218,6 +218,7 @@ impl Store {
             let operation = Inserted {
                 id: new.op,
                 cvm_id,
+                workspace_id: new.workspace_id,
                 generation: 1,
                 kind: Kind::Create,
                 steps: Kind::Create.steps(Power::On),
@@ -225,7 +226,7 @@ impl Store {
                 previous: 1,
                 options: &Options::default(),
                 diff: &[],
-                user_id: new.author.user_id,
+                user_id: Some(new.author.user_id),
                 at: new.at,
             };
             let operation = operation.insert(tx)?;
@@ -478,7 +479,7 @@ impl Store {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT r.number, r.compose_hash, r.cause, r.content_of, r.op, u.username, r.created_at
-                 FROM revision r JOIN user u ON u.id = r.user_id WHERE r.cvm_id = ? ORDER BY r.number DESC",
+                 FROM revision r LEFT JOIN user u ON u.id = r.user_id WHERE r.cvm_id = ? ORDER BY r.number DESC",
             )?;
             let mut found = statement.query([cvm_id])?;
             let mut revisions = Vec::new();
@@ -531,7 +532,7 @@ impl Store {
     ) -> Result<(Vec<AppRevisionInfo>, u64)> {
         self.read(|connection| {
             let (cvm_id, number) = one.unzip();
-            let from = "FROM revision r JOIN cvm c ON c.id = r.cvm_id JOIN user u ON u.id = r.user_id
+            let from = "FROM revision r JOIN cvm c ON c.id = r.cvm_id LEFT JOIN user u ON u.id = r.user_id
               WHERE c.app = ?1 AND c.deleted_at IS NULL AND (?2 IS NULL OR (c.id = ?2 AND r.number = ?3))";
             let total = connection
                 .prepare_cached(&format!("SELECT count(*) {from}"))?

@@ -78,6 +78,28 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Is it what one row holds that is wrong? Other rows can be read all the same.
+    pub(crate) fn is_about_content(&self) -> bool {
+        use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+        match self {
+            Self::Unreadable { .. } | Self::Missing => true,
+            Self::Broken(error) => matches!(
+                error,
+                FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..)
+            ),
+            Self::OperationOpen
+            | Self::Changed
+            | Self::ClaimLost
+            | Self::Constraint(_)
+            | Self::Answered
+            | Self::ApprovalClosed
+            | Self::Swept(_)
+            | Self::Unavailable(_) => false,
+        }
+    }
+}
+
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode::{

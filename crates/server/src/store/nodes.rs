@@ -1,9 +1,10 @@
 //! Nodes and what is booked on them.
 
-use rusqlite::params;
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::rows::{from_json, json};
-use super::{Result, Store};
+use super::rows::{const_format, from_json, json, millis, time};
+use super::{Error, Result, Store};
 use crate::cvm::spec::Booking;
 use crate::driver::NodeFacts;
 
@@ -18,6 +19,8 @@ pub struct NodeRow {
     pub booked: Booking,
     /// How many CVMs are on it.
     pub cvm_count: u32,
+    /// When it last answered, to within some minutes; never, if it is none.
+    pub seen_at: Option<Timestamp>,
 }
 
 impl NodeRow {
@@ -34,25 +37,53 @@ impl NodeRow {
 }
 
 impl Store {
-    /// Stores what a node reports of itself, and gives it a number the first time.
-    pub async fn node_ensure(&self, facts: NodeFacts) -> Result<i64> {
+    /// Stores what a node reports of itself at `address`, and gives it a number the first time. It is known by its name; what
+    /// stood for it while it had never answered is replaced.
+    pub async fn node_ensure(&self, facts: NodeFacts, address: String, at: Timestamp) -> Result<i64> {
         self.write(move |tx| {
+            let by_name = "SELECT id FROM node WHERE name = ?";
+            let known: Option<i64> = tx.query_row(by_name, [&facts.name], |row| row.get(0)).optional()?;
+            let expected = "SELECT id FROM node WHERE address = ? AND seen_at IS NULL";
+            let expected: Option<i64> = tx.query_row(expected, [&address], |row| row.get(0)).optional()?;
+            let id = match (known, expected) {
+                (Some(known), Some(expected)) if known != expected => {
+                    tx.execute("DELETE FROM node WHERE id = ?", [expected])?;
+                    known
+                }
+                (Some(id), _) | (None, Some(id)) => id,
+                (None, None) => insert(tx, &facts, &address)?,
+            };
             let capacity = facts.capacity;
             tx.execute(
-                "INSERT INTO node (name, facts, vcpu, memory_mb, disk_gb, gpus) VALUES (?, ?, ?, ?, ?, ?)
-                 ON CONFLICT (name) DO UPDATE SET facts = excluded.facts, vcpu = max(excluded.vcpu, booked_vcpu),
-                   memory_mb = max(excluded.memory_mb, booked_memory_mb), disk_gb = max(excluded.disk_gb, booked_disk_gb),
-                   gpus = max(excluded.gpus, booked_gpus)",
+                "UPDATE node SET name = ?1, facts = ?2, address = ?3, seen_at = ?4, vcpu = max(?5, booked_vcpu),
+                   memory_mb = max(?6, booked_memory_mb), disk_gb = max(?7, booked_disk_gb), gpus = max(?8, booked_gpus)
+                 WHERE id = ?9",
                 params![
                     facts.name,
                     json(&facts),
+                    address,
+                    millis(at),
                     capacity.vcpu,
                     capacity.memory_mb,
                     capacity.disk_gb,
-                    capacity.gpus
+                    capacity.gpus,
+                    id,
                 ],
             )?;
-            Ok(tx.query_row("SELECT id FROM node WHERE name = ?", [&facts.name], |row| row.get(0))?)
+            Ok(id)
+        })
+        .await
+    }
+
+    /// The node that was last at `address`. If none ever was, `unknown` stands for it from now on.
+    pub async fn node_expect(&self, address: String, unknown: NodeFacts) -> Result<NodeRow> {
+        self.write(move |tx| {
+            let sql = "SELECT id FROM node WHERE address = ? ORDER BY seen_at DESC LIMIT 1";
+            let known: Option<i64> = tx.query_row(sql, [&address], |row| row.get(0)).optional()?;
+            let id = known.map_or_else(|| insert(tx, &unknown, &address), Ok)?;
+            let mut statement = tx.prepare_cached(&const_format(NODE, "WHERE id = ?"))?;
+            let mut found = statement.query([id])?;
+            found.next()?.map_or(Err(Error::Missing), node)
         })
         .await
     }
@@ -60,25 +91,36 @@ impl Store {
     /// All nodes, by number.
     pub fn nodes(&self) -> Result<Vec<NodeRow>> {
         self.read(|connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT id, facts, booked_vcpu, booked_memory_mb, booked_disk_gb, booked_gpus, cvm_count FROM node ORDER BY id",
-            )?;
+            let mut statement = connection.prepare_cached(&const_format(NODE, "ORDER BY id"))?;
             let mut found = statement.query([])?;
             let mut nodes = Vec::new();
             while let Some(row) = found.next()? {
-                nodes.push(NodeRow {
-                    id: row.get(0)?,
-                    facts: from_json("node", row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?)?,
-                    booked: Booking {
-                        vcpu: row.get(2)?,
-                        memory_mb: row.get(3)?,
-                        disk_gb: row.get(4)?,
-                        gpus: row.get(5)?,
-                    },
-                    cvm_count: row.get(6)?,
-                });
+                nodes.push(node(row)?);
             }
             Ok(nodes)
         })
     }
+}
+
+const NODE: &str = "SELECT id, facts, booked_vcpu, booked_memory_mb, booked_disk_gb, booked_gpus, cvm_count, seen_at FROM node ";
+
+fn node(row: &Row<'_>) -> Result<NodeRow> {
+    Ok(NodeRow {
+        id: row.get(0)?,
+        facts: from_json("node", row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?)?,
+        booked: Booking {
+            vcpu: row.get(2)?,
+            memory_mb: row.get(3)?,
+            disk_gb: row.get(4)?,
+            gpus: row.get(5)?,
+        },
+        cvm_count: row.get(6)?,
+        seen_at: row.get::<_, Option<i64>>(7)?.map(time).transpose()?,
+    })
+}
+
+fn insert(tx: &Connection, facts: &NodeFacts, address: &str) -> Result<i64> {
+    let sql = "INSERT INTO node (name, facts, address, vcpu, memory_mb, disk_gb, gpus) VALUES (?, ?, ?, 0, 0, 0, 0)";
+    tx.execute(sql, params![facts.name, json(facts), address])?;
+    Ok(tx.last_insert_rowid())
 }

@@ -3,6 +3,7 @@
 use casemate_types::ids::OperationId;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
+use uuid::Uuid;
 
 use super::answers::Receipt;
 use super::approvals::Closing;
@@ -14,11 +15,12 @@ use super::{Error, Result, Store};
 use crate::auth::Author;
 use crate::cvm::spec::Spec;
 use crate::cvm::state::{Cvm, OpenOperation, Power, Status};
-use crate::driver::{Machine, Observed, Report};
+use crate::driver::{Machine, Report};
 use crate::workflow::operation::{
-    Aftermath, Change, FailCode, FailReason, Held, Kind, Operation, Options, Records, State, Step, StepName,
-    steps_after_interrupting,
+    Aftermath, Change, FailCode, FailReason, Held, Kind, Lane, Operation, Options, Records, State, Step,
+    StepName, steps_after_interrupting,
 };
+use crate::workflow::step::Done;
 
 /// A piece of work to be accepted on an existing CVM.
 #[derive(Clone, Debug)]
@@ -41,8 +43,8 @@ pub struct NewOperation {
     pub diff: Vec<Change>,
     /// The approval that it carries out; closed by the same transaction.
     pub closes: Option<Closing>,
-    /// Who asks.
-    pub author: Author,
+    /// Who asks; nobody if the server does it by itself.
+    pub author: Option<Author>,
     /// When.
     pub at: Timestamp,
 }
@@ -182,45 +184,49 @@ impl Store {
         .await
     }
 
-    /// Hands out up to `limit` operations that are due and in nobody's hands.
+    /// Hands out up to `limit` operations of `lane`, or of any, that are due and in nobody's hands.
+    ///
+    /// One that does not read back keeps nobody waiting: it fails, and whoever wants its CVM can go on with it.
     pub async fn operation_claim(
         &self,
+        lane: Option<Lane>,
         now: Timestamp,
         lease_until: Timestamp,
         limit: usize,
     ) -> Result<Vec<Work>> {
         let due = move |tx: &Connection| -> Result<Vec<OperationId>> {
-            let sql = "SELECT id FROM operation WHERE status IN ('queued', 'running') AND not_before <= ?1 AND lease_until <= ?1
-              ORDER BY not_before LIMIT ?2";
-            let mut statement = tx.prepare_cached(sql)?;
+            let open = open_in(lane);
+            let sql = format!(
+                "SELECT id FROM operation WHERE {open} AND not_before <= ?1 AND lease_until <= ?1 ORDER BY not_before LIMIT ?2"
+            );
+            let mut statement = tx.prepare_cached(&sql)?;
             let ids = statement.query_map(params![millis(now), limit], |row| row.get(0).map(OperationId))?;
             Ok(ids.collect::<rusqlite::Result<_>>()?)
         };
         if self.read(due)?.is_empty() {
             return Ok(Vec::new());
         }
-        self.write(move |tx| {
-            due(tx)?
-                .into_iter()
-                .map(|id| {
-                    let mut operation = operation_by_id(tx, id)?;
-                    begin_step(&mut operation, now);
-                    tx.prepare_cached(
-                        "UPDATE operation SET status = 'running', claim = claim + 1, lease_until = ?, steps = ? WHERE id = ?",
-                    )?
-                    .execute(params![millis(lease_until), json(&operation.steps), id.0])?;
-                    work(tx, id)
-                })
-                .collect()
+        self.change(move |tx| {
+            let (mut claimed, mut seq) = (Vec::new(), 0);
+            for id in due(tx)? {
+                match claim(tx, id, now, lease_until) {
+                    Ok(work) => claimed.push(work),
+                    Err(error) if error.is_about_content() => seq = give_up(tx, id, &error, now)?,
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok((claimed, seq))
         })
         .await
     }
 
-    /// When the next queued operation is due, or the next lease ends.
-    pub fn operation_next_due(&self) -> Result<Option<Timestamp>> {
+    /// When the next queued operation of `lane`, or of any, is due, or the next lease ends.
+    pub fn operation_next_due(&self, lane: Option<Lane>) -> Result<Option<Timestamp>> {
         self.read(|connection| {
-            let sql = "SELECT not_before, lease_until FROM operation WHERE status IN ('queued', 'running') ORDER BY not_before";
-            let mut statement = connection.prepare_cached(sql)?;
+            let open = open_in(lane);
+            let sql =
+                format!("SELECT not_before, lease_until FROM operation WHERE {open} ORDER BY not_before");
+            let mut statement = connection.prepare_cached(&sql)?;
             let mut open = statement.query([])?;
             let mut earliest: Option<i64> = None;
             while let Some(row) = open.next()? {
@@ -261,7 +267,7 @@ impl Store {
     /// Records the end of a step and begins the next, or ends the operation with the last one.
     ///
     /// Finishing `apply` makes the new revision current. `ClaimLost` if the claim was taken over or the step was recorded.
-    pub async fn step_done(&self, held: Held, seen: Option<Observed>, at: Timestamp) -> Result<Operation> {
+    pub async fn step_done(&self, held: Held, done: Done, at: Timestamp) -> Result<Operation> {
         self.change(move |tx| {
             let mut operation = recordable(tx, held)?;
             let name = operation.steps[held.step].name;
@@ -272,7 +278,12 @@ impl Store {
                 let sql = "UPDATE cvm SET revision = ?, updated_at = ? WHERE id = ?";
                 tx.prepare_cached(sql)?.execute(params![operation.target, millis(at), operation.cvm_id])?;
             }
-            if let Some(seen) = &seen {
+            if let Some(why) = &done.hold {
+                operation.options.hold_because = Some(why.clone());
+                tx.prepare_cached("UPDATE operation SET options = ? WHERE id = ?")?
+                    .execute(params![json(&operation.options), held.id.0])?;
+            }
+            if let Some(seen) = &done.seen {
                 let sql = "INSERT OR REPLACE INTO observation (cvm_id, report) VALUES (?, ?)";
                 tx.prepare_cached(sql)?.execute(params![operation.cvm_id, Report::of(seen).as_str()])?;
             }
@@ -288,7 +299,11 @@ impl Store {
                 .execute(params![json(&operation.steps), operation.step, held.id.0])?;
             }
             let kind = if last { "operation.succeeded" } else { "step.finished" };
-            let event = NewEvent { step: Some(name), ..NewEvent::of_record(kind, &operation, at) };
+            let event = NewEvent {
+                step: Some(name),
+                note: done.hold.clone(),
+                ..NewEvent::of_record(kind, &operation, at)
+            };
             let seq = events::append_for(tx, operation.cvm_id, event)?;
             Ok((operation_by_id(tx, held.id)?, seq))
         })
@@ -339,6 +354,12 @@ impl Store {
             let downtime_ms = downtime(&operation, at);
             let ending = Ending { reason: Some(&reason), put_back: follows, downtime_ms, ..Ending::default() };
             end(tx, &operation, "failed", at, ending)?;
+            let event = NewEvent {
+                step: operation.steps.get(held.step).map(|step| step.name),
+                note: Some(reason.message.clone()),
+                ..NewEvent::of_record("operation.failed", &operation, at)
+            };
+            let mut seq = events::append_for(tx, operation.cvm_id, event)?;
             match &aftermath {
                 Aftermath::Untouched => leave_untouched(tx, &operation, at)?,
                 Aftermath::Error => {
@@ -352,15 +373,9 @@ impl Store {
                 }
                 Aftermath::PutBack(options) => {
                     let refused = reason.code == FailCode::Refused;
-                    insert_put_back(tx, &operation, refused, put_back, options, at)?;
+                    seq = insert_put_back(tx, &operation, refused, put_back, options, at)?;
                 }
             }
-            let event = NewEvent {
-                step: operation.steps.get(held.step).map(|step| step.name),
-                note: Some(reason.message.clone()),
-                ..NewEvent::of_record("operation.failed", &operation, at)
-            };
-            let seq = events::append_for(tx, operation.cvm_id, event)?;
             Ok((operation_by_id(tx, held.id)?, seq))
         })
         .await
@@ -369,13 +384,10 @@ impl Store {
     /// One operation of a workspace.
     pub fn operation(&self, workspace_id: i64, id: OperationId) -> Result<Operation> {
         self.read(|connection| {
-            let operation = operation_by_id(connection, id)?;
-            let sql = "SELECT 1 FROM cvm WHERE id = ? AND workspace_id = ?";
-            let mut statement = connection.prepare_cached(sql)?;
-            match statement.exists(params![operation.cvm_id, workspace_id])? {
-                true => Ok(operation),
-                false => Err(Error::Missing),
-            }
+            let sql = const_format(OPERATION, "WHERE id = ? AND workspace_id = ?");
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = statement.query(params![id.0, workspace_id])?;
+            found.next()?.map_or(Err(Error::Missing), rows::operation)
         })
     }
 
@@ -389,27 +401,26 @@ impl Store {
         })
     }
 
-    /// Operations of a workspace, newest first.
+    /// Operations of a workspace, newest first. One that does not read back is left out.
     pub fn operations(&self, workspace_id: i64, filter: &OperationFilter) -> Result<Vec<Operation>> {
         self.read(|connection| {
-            let sql = const_format(
-                OPERATION,
-                "WHERE cvm_id IN (SELECT id FROM cvm WHERE workspace_id = ?1) AND (?2 IS NULL OR cvm_id = ?2)
-                 AND (?3 IS NULL OR status = ?3) AND (NOT ?4 OR waiting_for IS NOT NULL) AND (?5 IS NULL OR id < ?5)
-                 ORDER BY id DESC LIMIT ?6",
-            );
-            let mut statement = connection.prepare_cached(&sql)?;
+            let mut statement = connection.prepare_cached(&const_format(OPERATION, &listed(filter)))?;
             let mut found = statement.query(params![
                 workspace_id,
                 filter.cvm_id,
                 filter.status,
-                filter.stuck,
-                filter.before.map(|id| id.0),
+                filter.before.map_or(Uuid::max(), |id| id.0),
                 filter.limit,
             ])?;
             let mut operations = Vec::new();
             while let Some(row) = found.next()? {
-                operations.push(rows::operation(row)?);
+                match rows::operation(row) {
+                    Ok(operation) => operations.push(operation),
+                    Err(error) if error.is_about_content() => {
+                        tracing::error!(%error, "an operation is left out of a list");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             Ok(operations)
         })
@@ -425,6 +436,77 @@ impl Store {
         let (value, _) = self.write_then(work, move |(_, seq)| store.announce(*seq)).await?;
         Ok(value)
     }
+}
+
+/// The rest of the query for a list. A CVM has an index of its own, and so has what is open; everything else is read along the
+/// workspace, from the newest on. SQLite would take the primary key, which passes by the operations of all others.
+fn listed(filter: &OperationFilter) -> String {
+    let open = filter.stuck || matches!(filter.status.as_deref(), Some("queued" | "running"));
+    let index = match (filter.cvm_id, open) {
+        (Some(_), _) => "operation_one_at_a_time",
+        (None, true) => "operation_due",
+        (None, false) => "operation_of_workspace",
+    };
+    let mut tail = format!("INDEXED BY {index} WHERE workspace_id = ?1 AND id < ?4");
+    let conditions = [
+        (open, " AND status IN ('queued', 'running')"),
+        (filter.cvm_id.is_some(), " AND cvm_id = ?2"),
+        (filter.status.is_some(), " AND status = ?3"),
+        (filter.stuck, " AND waiting_for IS NOT NULL"),
+    ];
+    tail.extend(conditions.into_iter().filter(|(wanted, _)| *wanted).map(|(_, condition)| condition));
+    tail.push_str(" ORDER BY id DESC LIMIT ?5");
+    tail
+}
+
+/// The condition on open operations of a lane, in the words of the index that finds them.
+fn open_in(lane: Option<Lane>) -> &'static str {
+    match lane {
+        None => "status IN ('queued', 'running')",
+        Some(Lane::Ordinary) => "status IN ('queued', 'running') AND kind NOT IN ('stop', 'delete')",
+        Some(Lane::Urgent) => "status IN ('queued', 'running') AND kind IN ('stop', 'delete')",
+    }
+}
+
+fn claim(tx: &Connection, id: OperationId, now: Timestamp, lease_until: Timestamp) -> Result<Work> {
+    let mut operation = operation_by_id(tx, id)?;
+    begin_step(&mut operation, now);
+    tx.prepare_cached(
+        "UPDATE operation SET status = 'running', claim = claim + 1, lease_until = ?, steps = ? WHERE id = ?",
+    )?
+    .execute(params![millis(lease_until), json(&operation.steps), id.0])?;
+    work(tx, id)
+}
+
+/// Ends an operation that nobody can work on because something that belongs to it does not read back. Reads nothing of it.
+fn give_up(tx: &Connection, id: OperationId, error: &Error, at: Timestamp) -> Result<i64> {
+    let (cvm_id, workspace_id, stored): (i64, i64, String) = tx
+        .prepare_cached(
+            "SELECT cvm_id, workspace_id, kind || ' ' || steps || ' ' || options || ' ' || diff FROM operation WHERE id = ?",
+        )?
+        .query_row([id.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    tracing::error!(cvm.id = cvm_id, op.id = %id, %error, source, stored, "an operation cannot be worked on");
+    let reason = FailReason {
+        code: FailCode::Unreadable,
+        message: "what is stored of this operation cannot be read; look into the server's log".into(),
+    };
+    // Whatever it is that does not read, the row does from now on.
+    tx.prepare_cached(
+        "UPDATE operation SET status = 'failed', reason = ?, steps = '[]', step = 0, options = '{}', diff = '[]', lease_until = 0,
+           waiting_for = NULL, put_back = NULL, ended_by = NULL, downtime_ms = NULL, ended_at = ? WHERE id = ?",
+    )?
+    .execute(params![json(&reason), millis(at), id.0])?;
+    // What the node has is not known, so room for everything stays booked.
+    let sql = "UPDATE cvm SET status = ?, boot_error = ?, open_op = NULL, updated_at = ? WHERE id = ?";
+    tx.prepare_cached(sql)?.execute(params![Status::Error.as_str(), reason.message, millis(at), cvm_id])?;
+    let event = NewEvent {
+        cvm_id: Some(cvm_id),
+        op: Some(id),
+        note: Some(reason.message),
+        ..NewEvent::of_workspace("operation.failed", workspace_id, at)
+    };
+    events::append(tx, &event)
 }
 
 /// Marks the present step as begun, if it was not.
@@ -619,7 +701,7 @@ fn accept_onto(
             let origin = Origin {
                 cause: new.kind.as_str(),
                 content_of: new_spec.content_of,
-                user_id: new.author.user_id,
+                user_id: new.author.as_ref().map(|author| author.user_id),
                 op: new.id,
                 at: new.at,
             };
@@ -637,6 +719,7 @@ fn accept_onto(
     let operation = Inserted {
         id: new.id,
         cvm_id: cvm.id,
+        workspace_id: cvm.workspace_id,
         generation,
         kind: new.kind,
         steps: &new.steps,
@@ -644,7 +727,7 @@ fn accept_onto(
         previous: cvm.revision,
         options: &options,
         diff: &new.diff,
-        user_id: new.author.user_id,
+        user_id: new.author.as_ref().map(|author| author.user_id),
         at: new.at,
     };
     let operation = operation.insert(tx)?;
@@ -695,7 +778,7 @@ fn accept_onto(
     debug_assert_eq!(cvm, rows::cvm_by_id(tx, cvm.id)?);
     let kind = if done { "operation.succeeded" } else { "operation.accepted" };
     let event = NewEvent {
-        author: Some(&new.author),
+        author: new.author.as_ref(),
         before_rev: Some(operation.previous),
         after_rev: Some(operation.target),
         ..NewEvent::of_operation(kind, &cvm, &operation, new.at)
@@ -708,6 +791,7 @@ fn accept_onto(
 pub(super) struct Inserted<'a> {
     pub id: OperationId,
     pub cvm_id: i64,
+    pub workspace_id: i64,
     pub generation: u64,
     pub kind: Kind,
     pub steps: &'a [StepName],
@@ -715,7 +799,7 @@ pub(super) struct Inserted<'a> {
     pub previous: u64,
     pub options: &'a Options,
     pub diff: &'a [Change],
-    pub user_id: i64,
+    pub user_id: Option<i64>,
     pub at: Timestamp,
 }
 
@@ -728,12 +812,13 @@ impl Inserted<'_> {
             false => State::Queued { not_before: self.at },
         };
         tx.prepare_cached(
-            "INSERT INTO operation (id, cvm_id, generation, kind, status, step, steps, not_before, target, previous, options,
-               diff, user_id, created_at, ended_at) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO operation (id, cvm_id, workspace_id, generation, kind, status, step, steps, not_before, target,
+               previous, options, diff, user_id, created_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             self.id.0,
             self.cvm_id,
+            self.workspace_id,
             self.generation,
             self.kind.as_str(),
             state.name(),
@@ -778,7 +863,7 @@ fn insert_put_back(
     id: OperationId,
     options: &Options,
     at: Timestamp,
-) -> Result<()> {
+) -> Result<i64> {
     let cvm = rows::cvm_by_id(tx, failed.cvm_id)?;
     let mut latest = cvm.latest_revision;
     // Where the apply was not sent, the current revision is still the old one.
@@ -792,7 +877,7 @@ fn insert_put_back(
         let origin = Origin {
             cause: Kind::PutBack.as_str(),
             content_of: Some(failed.previous),
-            user_id: failed.user_id,
+            user_id: None,
             op: id,
             at,
         };
@@ -805,6 +890,7 @@ fn insert_put_back(
     let put_back = Inserted {
         id,
         cvm_id: cvm.id,
+        workspace_id: cvm.workspace_id,
         generation,
         kind: Kind::PutBack,
         steps: Kind::PutBack.steps(cvm.power),
@@ -812,13 +898,72 @@ fn insert_put_back(
         previous: cvm.revision,
         options,
         diff: &[],
-        user_id: failed.user_id,
+        user_id: None,
         at,
     };
-    put_back.insert(tx)?;
+    let put_back = put_back.insert(tx)?;
     tx.prepare_cached(
         "UPDATE cvm SET generation = ?, latest_revision = ?, open_op = ?, updated_at = ? WHERE id = ?",
     )?
     .execute(params![generation, latest, id.0, millis(at), cvm.id])?;
-    Ok(())
+    let event = NewEvent {
+        before_rev: Some(put_back.previous),
+        after_rev: Some(put_back.target),
+        ..NewEvent::of_operation("operation.accepted", &cvm, &put_back, at)
+    };
+    events::append(tx, &event)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Durability, WriterMode};
+
+    /// How SQLite means to answer.
+    fn plan(sql: &str) -> String {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = Store::open(&folder.path().join("test.db"), Durability::None, WriterMode::Inline);
+        let plan = store.expect("a fresh store").read(|connection| {
+            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
+            let lines = statement.raw_query().mapped(|row| row.get::<_, String>(3));
+            Ok(lines.collect::<rusqlite::Result<Vec<_>>>()?.join("\n"))
+        });
+        plan.expect("a plan")
+    }
+
+    #[test]
+    fn lists_read_what_they_show_and_no_more() {
+        let list = |filter: &OperationFilter| plan(&const_format(OPERATION, &listed(filter)));
+        let all = OperationFilter::default();
+        let page = list(&all);
+        assert!(page.contains("operation_of_workspace (workspace_id=? AND id<?)"), "{page}");
+        assert!(!page.contains("TEMP B-TREE"), "{page}");
+        let ended = list(&OperationFilter { status: Some("failed".into()), ..all.clone() });
+        assert!(ended.contains("operation_of_workspace") && !ended.contains("TEMP B-TREE"), "{ended}");
+        let of_one = list(&OperationFilter { cvm_id: Some(1), ..all.clone() });
+        assert!(of_one.contains("operation_one_at_a_time (cvm_id=?"), "{of_one}");
+        for filter in [
+            OperationFilter { stuck: true, ..all.clone() },
+            OperationFilter { status: Some("running".into()), ..all.clone() },
+        ] {
+            let open = list(&filter);
+            assert!(open.contains("operation_due"), "{open}");
+        }
+    }
+
+    #[test]
+    fn claims_look_only_at_their_own_lane() {
+        let claim = |lane| {
+            plan(&format!(
+                "SELECT id FROM operation WHERE {} AND not_before <= ?1 AND lease_until <= ?1 ORDER BY not_before LIMIT ?2",
+                open_in(Some(lane))
+            ))
+        };
+        let (urgent, ordinary) = (claim(Lane::Urgent), claim(Lane::Ordinary));
+        assert!(urgent.contains("operation_urgent") && !urgent.contains("TEMP B-TREE"), "{urgent}");
+        assert!(ordinary.contains("operation_due") && !ordinary.contains("TEMP B-TREE"), "{ordinary}");
+        for kind in [Kind::Stop, Kind::Delete] {
+            assert_eq!(kind.lane(), Lane::Urgent, "as the index and the condition have it");
+        }
+    }
 }

@@ -169,7 +169,7 @@ fn keep(connection: &Connection, cvm_id: i64, sha256: &[u8; 32], bytes: Option<&
 pub(super) struct Origin<'a> {
     pub cause: &'a str,
     pub content_of: Option<u64>,
-    pub user_id: i64,
+    pub user_id: Option<i64>,
     pub op: OperationId,
     pub at: Timestamp,
 }

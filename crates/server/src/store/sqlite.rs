@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, mpsc};
 
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{oneshot, watch};
@@ -62,6 +63,8 @@ pub(super) struct Inner {
     writer: Writer,
     /// Number of the last event: a watcher wakes when it grows.
     last_event: watch::Sender<i64>,
+    /// When it was last tried whether something can be stored, and it could.
+    written_at: Mutex<Option<Timestamp>>,
     /// API keys that were looked up.
     pub(super) keys: KnownKeys,
     /// CVMs that were read.
@@ -157,7 +160,9 @@ impl Store {
             }
         };
         let (readers, keys) = (Mutex::default(), KnownKeys::default());
-        let inner = Inner { path: path.to_owned(), durability, readers, writer, last_event, keys, recent };
+        let written_at = Mutex::default();
+        let path = path.to_owned();
+        let inner = Inner { path, durability, readers, writer, last_event, written_at, keys, recent };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -203,6 +208,26 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Can something be stored? Tried at most every ten seconds as long as the answer is yes: nobody should be able to keep the
+    /// disk busy by asking.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn can_write(&self, now: Timestamp) -> Result<()> {
+        const TRUSTED: SignedDuration = SignedDuration::from_secs(10);
+        let written = self.0.written_at.lock().expect("nothing panics while holding it").is_some_and(|at| {
+            let age = now.duration_since(at);
+            age >= SignedDuration::ZERO && age < TRUSTED
+        });
+        if written {
+            return Ok(());
+        }
+        let sql = "INSERT OR REPLACE INTO setting (name, value) VALUES ('written_at', ?)";
+        self.write(move |tx| Ok(tx.prepare_cached(sql)?.execute([now.as_millisecond()])?)).await?;
+        *self.0.written_at.lock().expect("nothing panics while holding it") = Some(now);
+        Ok(())
     }
 
     /// Reads on this thread, on a connection that nobody else is using.

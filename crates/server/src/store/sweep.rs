@@ -3,7 +3,7 @@
 //! Every revision of a live CVM stays, and so do the events that say who did what to it.
 
 use jiff::{SignedDuration, Timestamp};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::rows::millis;
 use super::{Result, Store};
@@ -75,15 +75,40 @@ fn step_events(tx: &Connection, before: i64) -> Result<usize> {
     Ok(usize::try_from(to - from).unwrap_or(usize::MAX))
 }
 
+/// One table of one CVM after the other, the CVM itself last: what is left of it is found again by it.
 fn deleted(tx: &Connection, before: i64) -> Result<usize> {
-    let mut statement = tx.prepare_cached("SELECT id FROM cvm WHERE deleted_at < ? LIMIT 1")?;
-    let mut found = statement.query([before])?;
-    let Some(id) = found.next()?.map(|row| row.get::<_, i64>(0)).transpose()? else { return Ok(0) };
-    let events = "DELETE FROM event WHERE op IN (SELECT id FROM operation WHERE cvm_id = ?)";
-    let mut gone = tx.prepare_cached(events)?.execute([id])?;
-    for table in ["approval", "provision", "operation", "revision", "body", "observation"] {
-        gone += tx.prepare_cached(&format!("DELETE FROM {table} WHERE cvm_id = ?"))?.execute([id])?;
+    let sql = "SELECT id FROM cvm WHERE deleted_at < ? LIMIT 1";
+    let found = tx.prepare_cached(sql)?.query_row([before], |row| row.get(0));
+    let Some(id): Option<i64> = found.optional()? else { return Ok(0) };
+    let mut gone = 0;
+    for (table, key, of_it, most) in OF_A_CVM {
+        let most = (*most).min(AT_ONCE - gone);
+        let sql =
+            format!("DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} WHERE {of_it} LIMIT ?2)");
+        let rows = tx.prepare_cached(&sql)?.execute(params![id, most])?;
+        gone += rows;
+        if rows == most {
+            // There may be more: the next transaction looks.
+            return Ok(gone);
+        }
     }
     gone += tx.prepare_cached("DELETE FROM cvm WHERE id = ?")?.execute([id])?;
     Ok(gone)
 }
+
+/// What a deleted CVM leaves: table, key, which rows are its own, and how many of them go at once. Bodies are long.
+const OF_A_CVM: &[(&str, &str, &str, usize)] = &[
+    ("event", "seq", "op IN (SELECT id FROM operation WHERE cvm_id = ?1)", AT_ONCE),
+    ("event", "seq", "op IS NULL AND cvm_id = ?1", AT_ONCE),
+    ("approval", "id", "cvm_id = ?1", AT_ONCE),
+    (
+        "provision",
+        "id",
+        "ifnull(cvm_id, 0) = ?1 AND workspace_id = (SELECT workspace_id FROM cvm WHERE id = ?1)",
+        AT_ONCE,
+    ),
+    ("operation", "id", "cvm_id = ?1", AT_ONCE),
+    ("revision", "rowid", "cvm_id = ?1", AT_ONCE),
+    ("body", "rowid", "cvm_id = ?1", 20),
+    ("observation", "cvm_id", "cvm_id = ?1", AT_ONCE),
+];

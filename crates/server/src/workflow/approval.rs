@@ -24,7 +24,7 @@ use crate::cvm::plan::{self, Plan, Steps, Wish};
 use crate::cvm::spec::sha256;
 use crate::cvm::state::Cvm;
 use crate::error::{Error, ProofCheck, Resource, Result};
-use crate::http::view;
+use crate::kms;
 use crate::mac;
 use crate::store::{self, Approval, ApprovalState, Closing, Found, NewApproval, Receipt};
 
@@ -119,7 +119,7 @@ async fn keep(
         compose_hash,
         app_id: cvm.app_id,
         device_id: device_of(app, cvm)?,
-        kms_info: view::kms_info(app, &cvm.kms),
+        kms_info: kms::kms_info(app, &cvm.kms),
         commit_token: None,
         commit_url: None,
         api_commit_url: None,
@@ -353,7 +353,7 @@ fn approved_plan(app: &App, cvm: &Cvm, wish: &Wish, approval: &Approval, repeate
 
 fn device_of(app: &App, cvm: &Cvm) -> Result<String> {
     let node = app.node(cvm.node_id).ok_or(Error::NotFound { what: Resource::Node })?;
-    Ok(node.facts.device_id.clone())
+    Ok(node.facts().device_id.clone())
 }
 
 async fn look(app: &App, cvm: &Cvm, compose_hash: ComposeHash, tx: TxProof) -> Result<Verdict> {
@@ -395,14 +395,32 @@ async fn prove(app: &App, cvm: &Cvm, compose_hash: ComposeHash, tx: TxProof) -> 
     Err(Error::Proof { check, message })
 }
 
+/// What the contract allows now.
+///
+/// # Errors
+/// Why that cannot be found out, for the log.
+pub(super) async fn allowed_now(
+    app: &App,
+    cvm: &Cvm,
+    compose_hash: ComposeHash,
+) -> std::result::Result<Allowed, String> {
+    match look(app, cvm, compose_hash, TxProof::StateOnly).await {
+        Ok(Verdict::Confirmed(_)) => Ok(Allowed { compose_hash: true, device: true }),
+        Ok(Verdict::NotAllowed(allowed)) => Ok(allowed),
+        Ok(Verdict::NotYet(why) | Verdict::OtherTransaction(why)) => Err(why),
+        Err(error) => {
+            let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            Err(format!("{error}: {source}"))
+        }
+    }
+}
+
 /// What the contract allows now; nothing if that cannot be found out.
 pub async fn onchain_status(app: &App, cvm: &Cvm, compose_hash: ComposeHash) -> Option<OnchainStatus> {
-    let allowed = match look(app, cvm, compose_hash, TxProof::StateOnly).await {
-        Ok(Verdict::Confirmed(_)) => Allowed { compose_hash: true, device: true },
-        Ok(Verdict::NotAllowed(allowed)) => allowed,
-        Ok(Verdict::NotYet(_) | Verdict::OtherTransaction(_)) => return None,
-        Err(error) => {
-            tracing::warn!(cvm.id = cvm.id, %error, "the contract's state is not known");
+    let allowed = match allowed_now(app, cvm, compose_hash).await {
+        Ok(allowed) => allowed,
+        Err(why) => {
+            tracing::warn!(cvm.id = cvm.id, why, "the contract's state is not known");
             return None;
         }
     };

@@ -6,8 +6,9 @@ use casemate_types::patch::{CvmCreate, CvmPatch, CvmProvision, Sparse};
 use casemate_types::wire::KmsType;
 use serde::{Deserialize, Serialize};
 
+use super::operation::Lane;
 use super::update;
-use crate::app::App;
+use crate::app::{App, Node};
 use crate::auth::{Actor, Author};
 use crate::config::EMBEDDED_KMS;
 use crate::cvm::plan::{Wish, plan_create};
@@ -15,7 +16,7 @@ use crate::cvm::spec::{Booking, Long, Spec, sha256};
 use crate::cvm::state::Cvm;
 use crate::driver::Image;
 use crate::error::{Error, Resource, Result};
-use crate::http::view::{KmsKind, kms_kind};
+use crate::kms::{KmsKind, kms_kind};
 use crate::store::{self, CvmFilter, Found, NewCvm, NodeRow, Provision, Receipt};
 
 /// Something provisioned, as it is kept until the second call.
@@ -59,8 +60,7 @@ pub async fn provision(
         if let (Sparse::Absent, Some(image)) = (&wish.patch.image, image) {
             wish.patch.image = Sparse::Value(image.name.clone());
         }
-        let outcome = update::rules(app, node.id, &kms)
-            .and_then(|rules| plan_create(&wish, seed, &rules))
+        let outcome = plan_create(&wish, seed, &update::rules(app, &node.facts, &kms))
             .and_then(|spec| fits(&node, &spec).map(|()| spec));
         match outcome {
             Err(error) => {
@@ -183,6 +183,9 @@ async fn app_identity(app: &App, actor: &Actor, asked: &CvmProvision) -> Result<
 fn candidates(app: &App, asked: &CvmProvision) -> Result<Vec<NodeRow>> {
     let mut nodes = app.store.nodes()?;
     nodes.retain(|node| app.node(node.id).is_some());
+    if asked.node_id.is_none() {
+        nodes.retain(|node| app.node(node.id).is_some_and(Node::is_online));
+    }
     if let Some(id) = asked.node_id {
         nodes.retain(|node| node.id == id);
         if nodes.is_empty() {
@@ -295,7 +298,7 @@ pub async fn create(
             .of(move |accepted: &store::Accepted| Created { cvm: accepted.cvm.clone(), spec: spec.clone() })
     });
     let accepted = app.store.cvm_create(new, receipt).await?;
-    app.wake();
+    app.wake(Lane::Ordinary);
     Ok(Created { cvm: accepted.cvm, spec })
 }
 

@@ -38,6 +38,15 @@ words! {
     }
 }
 
+/// Operations that are worked on beside each other, without waiting for those of the other lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// What may have to wait for guests.
+    Ordinary,
+    /// What waits for nobody: it cuts the power or removes.
+    Urgent,
+}
+
 words! {
     /// A durable, repeatable part of an operation.
     pub enum StepName {
@@ -96,6 +105,22 @@ impl Kind {
         matches!(self, Self::Update | Self::RefreshInstanceId | Self::Rollback)
     }
 
+    /// Beside which others such an operation is worked on.
+    pub fn lane(self) -> Lane {
+        match self {
+            Self::Stop | Self::Delete => Lane::Urgent,
+            Self::Create
+            | Self::Update
+            | Self::RefreshInstanceId
+            | Self::Rollback
+            | Self::PutBack
+            | Self::Start
+            | Self::Shutdown
+            | Self::Restart
+            | Self::Recover => Lane::Ordinary,
+        }
+    }
+
     /// Is the power simply cut where a machine has to be off first?
     pub fn stops_hard(self) -> bool {
         matches!(self, Self::Stop | Self::Start | Self::Recover)
@@ -126,6 +151,9 @@ pub struct Options {
     /// The operation that a put-back undoes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undoes: Option<OperationId>,
+    /// Why the old spec could not come back, found out before the machine was touched: a failure is then not put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_because: Option<String>,
     /// Why it undoes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undoes_because: Option<String>,
@@ -218,8 +246,10 @@ words! {
         StopTimedOut = "stop_timed_out",
         /// The node did not answer for too long while the machine was still untouched.
         Unreachable = "unreachable",
-        /// A key service, chain or image said no right before the stop.
+        /// The app's contract said no right before the stop.
         NotAllowed = "not_allowed",
+        /// What is stored of it does not read back.
+        Unreadable = "unreadable",
     }
 }
 
@@ -318,8 +348,8 @@ pub struct Operation {
     pub diff: Vec<Change>,
     /// Milliseconds from the stop to the guest's "done".
     pub downtime_ms: Option<u64>,
-    /// Who asked.
-    pub user_id: i64,
+    /// Who asked; nobody for what the server does by itself.
+    pub user_id: Option<i64>,
     /// When it was accepted.
     pub created_at: Timestamp,
 }
@@ -359,6 +389,15 @@ impl Operation {
     /// Was `name` recorded as done?
     pub fn has_done(&self, name: StepName) -> bool {
         self.steps.iter().any(|step| step.name == name && step.ended_at.is_some())
+    }
+
+    /// May `step` of it take as long as a guest likes?
+    pub fn waits_for_guest(&self, step: StepName) -> bool {
+        match step {
+            StepName::Stop => !(self.options.hard || self.kind.stops_hard()),
+            StepName::Observe => true,
+            StepName::Stage | StepName::Apply | StepName::Start | StepName::Remove => false,
+        }
     }
 
     /// Can it still be called off? Yes until the machine may have been touched.
@@ -404,7 +443,8 @@ pub enum Aftermath {
 pub fn aftermath(operation: &Operation, reason: &FailReason) -> Aftermath {
     let touched =
         operation.steps.iter().any(|step| step.name != StepName::Stage && step.started_at.is_some());
-    let wants_back = operation.options.on_failure.unwrap_or_default() == OnFailure::PutBack;
+    let wants_back = operation.options.on_failure.unwrap_or_default() == OnFailure::PutBack
+        && operation.options.hold_because.is_none();
     let needs_somebody = match operation.kind {
         Kind::Create => true,
         // It was asked for a machine that runs, and there is none. A node that is away may be back later.

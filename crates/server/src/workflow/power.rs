@@ -3,7 +3,7 @@
 use casemate_types::error::codes;
 use casemate_types::ids::OperationId;
 
-use super::operation::{Kind, Options};
+use super::operation::{Kind, Lane, Options};
 use super::update::{ATTEMPTS, busy};
 use crate::app::App;
 use crate::auth::Author;
@@ -91,7 +91,7 @@ async fn wait_for_turn(
         }
         match app.store.operation_accept(new, cvm.clone(), order.receipt.clone()).await {
             Ok(accepted) => {
-                app.wake();
+                app.wake(Lane::Ordinary);
                 return Ok(accepted);
             }
             Err(store::Error::Changed) => cvm = app.store.cvm(cvm.id)?,
@@ -104,7 +104,7 @@ async fn wait_for_turn(
 async fn interrupt(app: &App, cvm: &Cvm, kind: Kind, order: Order) -> store::Result<Accepted> {
     let new = new_operation(app, cvm, kind, Options::default(), order.author);
     let accepted = app.store.operation_interrupt(new, order.receipt).await?;
-    app.wake();
+    app.wake(Lane::Urgent);
     Ok(accepted)
 }
 
@@ -124,7 +124,7 @@ fn new_operation(app: &App, cvm: &Cvm, kind: Kind, options: Options, author: Aut
         options,
         diff: Vec::new(),
         closes: None,
-        author,
+        author: Some(author),
         at: app.clock.now(),
     }
 }

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use casemate_types::ids::{OperationId, VmUuid};
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::operation::{Kind, Options};
 use crate::app::{App, Node};
-use crate::auth::Author;
 use crate::cvm::state::{Cvm, Power, Status};
 use crate::driver::{Guest, Observed, Report};
 use crate::store::{self, NewOperation};
@@ -16,28 +16,42 @@ use crate::store::{self, NewOperation};
 /// How often nodes are compared with the store.
 pub const EVERY: Duration = Duration::from_secs(10);
 
+/// How often a node that is away is asked whether it is back.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// How many CVMs are compared at a time.
 const PAGE: usize = 256;
 
-/// How long a node may take to report so many machines.
+/// How long a node may take to answer, also to report so many machines.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// Compares until `stop` is cancelled.
+/// Compares until `stop` is cancelled. Nodes do not wait for each other.
 pub async fn run(app: App, stop: CancellationToken) {
-    loop {
-        if stop.run_until_cancelled(app.clock.sleep(EVERY)).await.is_none() {
-            return;
+    let each = app.nodes.iter().map(async |(&id, node)| {
+        loop {
+            let rest = if node.is_online() { EVERY } else { AGAIN };
+            if stop.run_until_cancelled(app.clock.sleep(rest)).await.is_none() {
+                return;
+            }
+            compare_or_say(&app, id, node).await;
         }
-        once(&app).await;
-    }
+    });
+    join_all(each).await;
 }
 
 /// Compares every node once.
 pub async fn once(app: &App) {
     for (&node_id, node) in &app.nodes {
-        if let Err(error) = compare(app, node_id, node).await {
-            tracing::warn!(node = %node.facts.name, %error, "node cannot be compared with the store");
-        }
+        compare_or_say(app, node_id, node).await;
+    }
+}
+
+async fn compare_or_say(app: &App, node_id: i64, node: &Node) {
+    let was_online = node.is_online();
+    if let Err(error) = compare(app, node_id, node).await
+        && (was_online || node.is_online())
+    {
+        tracing::warn!(node = %node.facts().name, %error, "node cannot be compared with the store");
     }
 }
 
@@ -47,6 +61,7 @@ async fn compare(
     node_id: i64,
     node: &Node,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    node.look(node_id, ANSWER, &app.store, &app.clock).await?;
     let mut after = 0;
     loop {
         // In this order: whatever moves a CVM after it was read here is noticed by its generation.
@@ -81,7 +96,7 @@ async fn mend(app: &App, cvm: Cvm, kind: Kind) -> store::Result<()> {
     match app.store.operation_accept(operation(app, &cvm, kind), cvm, None).await {
         Ok(_) => {
             tracing::warn!(cvm.id = id, kind = %kind, "the machine is not as it should be");
-            app.wake();
+            app.wake(kind.lane());
         }
         // Somebody else is at it.
         Err(store::Error::Changed | store::Error::OperationOpen | store::Error::Missing) => {}
@@ -113,7 +128,7 @@ fn operation(app: &App, cvm: &Cvm, kind: Kind) -> NewOperation {
         options: Options::default(),
         diff: Vec::new(),
         closes: None,
-        author: Author { user_id: cvm.user_id, key_id: None, request_id: None },
+        author: None,
         at: app.clock.now(),
     }
 }

@@ -4,13 +4,30 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::app::App;
-use crate::cvm::spec::Booking;
+use crate::app::Node;
+use crate::cvm::spec::{Booking, Spec};
 use crate::driver::{self, AfterTimeout, At, Driver, Guest, Observed, Stop, Stopped};
 use crate::store::Work;
+use crate::workflow::approval;
 use crate::workflow::operation::{FailCode, FailReason, Kind, Operation, StepName};
 
 /// How long an unreachable node is asked again while the machine is still untouched.
 pub const GIVE_UP_BEFORE_STOP: Duration = Duration::from_secs(300);
+
+/// What a step that is done leaves to be recorded.
+#[derive(Clone, Debug, Default)]
+pub struct Done {
+    /// What the node reports of the machine, if it was looked at.
+    pub seen: Option<Observed>,
+    /// Why the old spec could not come back if the new one failed, if that was found out.
+    pub hold: Option<String>,
+}
+
+impl From<Option<Observed>> for Done {
+    fn from(seen: Option<Observed>) -> Self {
+        Self { seen, hold: None }
+    }
+}
 
 /// Why a step did not end.
 #[derive(Debug)]
@@ -18,16 +35,27 @@ pub enum Trouble {
     /// It never will.
     Fail(FailReason),
     /// It may, later.
-    Wait(String),
+    Wait {
+        /// What for, in words for the owner of the CVM.
+        what: String,
+        /// What exactly went wrong, for the log alone: it may tell how nodes are reached.
+        detail: Option<String>,
+    },
     /// The operation is in other hands.
     Lost,
 }
 
 /// Does what `step` of this work asks for.
-pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Option<Observed>, Trouble> {
+pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Done, Trouble> {
     let node = app.node(work.cvm.node_id).ok_or_else(|| {
-        Trouble::Wait(format!("node {} of this CVM, which the configuration does not name", work.cvm.node_id))
+        let what = format!("node {} of this CVM, which the configuration does not name", work.cvm.node_id);
+        Trouble::Wait { what, detail: None }
     })?;
+    if !node.is_online() {
+        // Whether it is back, one look at it tells, and not one for each of its CVMs.
+        let error = driver::Error::Unreachable("it is known to be away".into());
+        return Err(trouble(app, &work.operation, node, error));
+    }
     let driver = node.driver.as_ref();
     let operation = &work.operation;
     let at = At { vm: work.cvm.vm_uuid, generation: operation.generation };
@@ -47,7 +75,60 @@ pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Option<Ob
         Ok(None) if operation.step + 1 == operation.steps.len() => last_look(app, driver, work, step).await,
         other => other,
     };
-    outcome.map_err(|error| trouble(app, operation, &node.facts.name, error))
+    let seen = outcome.map_err(|error| trouble(app, operation, node, error))?;
+    let hold = match step {
+        StepName::Stage => before_the_stop(app, node, work).await?,
+        _ => None,
+    };
+    Ok(Done { seen, hold })
+}
+
+/// The last questions while the machine still runs: is the new spec allowed, and could the old one come back?
+///
+/// `NotAllowed` ends the operation. The answer is why the old one could not.
+async fn before_the_stop(app: &App, node: &Node, work: &Work) -> Result<Option<String>, Trouble> {
+    let (operation, new) = (&work.operation, &work.machine.spec);
+    if !operation.kind.can_be_put_back() {
+        return Ok(None);
+    }
+    allowed(app, work, new).await?.map_err(Trouble::Fail)?;
+    if !operation.has(StepName::Start) {
+        // What stays off boots neither.
+        return Ok(None);
+    }
+    let old = match app.store.outline(work.cvm.id, operation.previous) {
+        Ok(old) => old,
+        Err(error) => return Err(away(app, operation, "the store", error.to_string())),
+    };
+    // The new one's image was found by staging it.
+    if old.image != new.image {
+        let facts = within(app, node.driver.describe()).await;
+        let facts = facts.map_err(|error| trouble(app, operation, node, error))?;
+        if !facts.images.iter().any(|image| image.name == old.image) {
+            return Ok(Some(format!("its OS image {} is no longer on the node", old.image)));
+        }
+    }
+    if old.compose.hash == new.compose.hash {
+        return Ok(None);
+    }
+    Ok(allowed(app, work, &old).await?.err().map(|reason| reason.message))
+}
+
+/// Does the app's contract, if it has a say, allow this spec now?
+async fn allowed(app: &App, work: &Work, spec: &Spec) -> Result<Result<(), FailReason>, Trouble> {
+    if !app.config.kms_is_contract_owned(&work.cvm.kms) {
+        return Ok(Ok(()));
+    }
+    let hash = spec.compose.hash;
+    let message = match approval::allowed_now(app, &work.cvm, hash).await {
+        Ok(allowed) if allowed.both() => return Ok(Ok(())),
+        Ok(allowed) if allowed.compose_hash => {
+            "the app's contract does not allow the node's device".to_owned()
+        }
+        Ok(_) => format!("the app's contract does not allow compose hash {hash}"),
+        Err(why) => return Err(away(app, &work.operation, "the chain", why)),
+    };
+    Ok(Err(FailReason { code: FailCode::NotAllowed, message }))
 }
 
 /// An answer that takes longer than this is none. Shorter than a lease.
@@ -175,24 +256,28 @@ fn difference(work: &Work, seen: &Observed) -> Option<String> {
     }
 }
 
-fn trouble(app: &App, operation: &Operation, node: &str, error: driver::Error) -> Trouble {
+fn trouble(app: &App, operation: &Operation, node: &Node, error: driver::Error) -> Trouble {
     match error {
         driver::Error::Refused(message) => Trouble::Fail(FailReason { code: FailCode::Refused, message }),
         driver::Error::BootFailed(message) => {
             Trouble::Fail(FailReason { code: FailCode::BootFailed, message })
         }
         driver::Error::Stale { .. } => Trouble::Lost,
-        driver::Error::Unreachable(why) => {
-            let step = operation.current_step();
-            let begun = step.and_then(|step| step.started_at).unwrap_or(operation.created_at);
-            let untouched = step.is_some_and(|step| step.name == StepName::Stage);
-            let waited = Duration::try_from(app.clock.now().duration_since(begun)).unwrap_or_default();
-            if untouched && waited >= GIVE_UP_BEFORE_STOP {
-                let message = format!("node {node} did not answer for {} s: {why}", waited.as_secs());
-                Trouble::Fail(FailReason { code: FailCode::Unreachable, message })
-            } else {
-                Trouble::Wait(format!("node {node}: {why}"))
-            }
-        }
+        driver::Error::Unreachable(why) => away(app, operation, &format!("node {}", node.facts().name), why),
+    }
+}
+
+/// `who` does not answer. Before the machine is touched, that is waited for only so long.
+fn away(app: &App, operation: &Operation, who: &str, why: String) -> Trouble {
+    let step = operation.current_step();
+    let begun = step.and_then(|step| step.started_at).unwrap_or(operation.created_at);
+    let untouched = step.is_some_and(|step| step.name == StepName::Stage);
+    let waited = Duration::try_from(app.clock.now().duration_since(begun)).unwrap_or_default();
+    if untouched && waited >= GIVE_UP_BEFORE_STOP {
+        tracing::warn!(op.id = %operation.id, why, "{who} did not answer");
+        let message = format!("{who} did not answer for {} s", waited.as_secs());
+        Trouble::Fail(FailReason { code: FailCode::Unreachable, message })
+    } else {
+        Trouble::Wait { what: format!("{who}, which does not answer"), detail: Some(why) }
     }
 }

@@ -1,4 +1,4 @@
-//! Removes what is no longer kept, every hour, a little at a time.
+//! Removes what is no longer kept, soon after the start and every hour, a little at a time.
 
 use std::time::Duration;
 
@@ -6,13 +6,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 
-/// How often it looks.
+/// When it first looks: a server that is started every day has to come to it, but not while it has better things to do.
+const FIRST: Duration = Duration::from_secs(60);
+
+/// How often it looks then.
 const EVERY: Duration = Duration::from_secs(3600);
 
 /// Sweeps until `stop` is cancelled.
 pub async fn run(app: App, stop: CancellationToken) {
-    while stop.run_until_cancelled(app.clock.sleep(EVERY)).await.is_some() {
+    let mut rest = FIRST;
+    while stop.run_until_cancelled(app.clock.sleep(rest)).await.is_some() {
         once(&app).await;
+        rest = EVERY;
     }
 }
 

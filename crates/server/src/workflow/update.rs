@@ -5,12 +5,13 @@ use casemate_types::error::codes;
 use casemate_types::ids::OperationId;
 
 use super::approval::{self, Ask};
-use super::operation::{Kind, Operation, Options};
+use super::operation::{Kind, Lane, Operation, Options};
 use crate::app::App;
 use crate::auth::Author;
 use crate::cvm::plan::{Approval, Current, INSTANCE_TYPES, Plan, Rules, Steps, Wish, plan_update};
 use crate::cvm::spec::Spec;
 use crate::cvm::state::Cvm;
+use crate::driver::NodeFacts;
 use crate::error::{Error, ProofCheck, Resource, Result};
 use crate::store::{self, Closing, NewOperation, NewSpec, Receipt, constraint};
 
@@ -93,7 +94,11 @@ pub async fn accept(app: &App, mut cvm: Cvm, request: Request) -> Result<Outcome
     for _ in 0..ATTEMPTS {
         request.check_match(&cvm)?;
         if cvm.open.is_some() {
-            return join(app, cvm, &request);
+            if let Some(joined) = join(app, &cvm, &request)? {
+                return Ok(joined);
+            }
+            cvm = app.store.cvm(cvm.id)?;
+            continue;
         }
         let plan = plan(app, &cvm, cvm.revision, &request.wish)?;
         if let Plan::Steps(steps) = &plan
@@ -110,9 +115,10 @@ pub async fn accept(app: &App, mut cvm: Cvm, request: Request) -> Result<Outcome
     Err(busy())
 }
 
-/// The answer while an operation is at work: that operation, if it leads exactly where the request wants to go.
-fn join(app: &App, cvm: Cvm, request: &Request) -> Result<Outcome> {
-    let open = app.store.operation_open(cvm.id)?.ok_or_else(busy)?;
+/// The answer while an operation is at work: that operation, if it leads exactly where the request wants to go. None if it
+/// has ended meanwhile.
+fn join(app: &App, cvm: &Cvm, request: &Request) -> Result<Option<Outcome>> {
+    let Some(open) = app.store.operation_open(cvm.id)? else { return Ok(None) };
     if open.kind != request.kind {
         return Err(busy());
     }
@@ -121,7 +127,8 @@ fn join(app: &App, cvm: Cvm, request: &Request) -> Result<Outcome> {
     target.name = open.options.records.name.clone().unwrap_or(target.name);
     match plan(app, &target, open.target, &request.wish)? {
         Plan::Nothing => {
-            Ok(Outcome::Accepted(Box::new(Accepted { operation: open, cvm, plan: Plan::Nothing })))
+            let accepted = Accepted { operation: open, cvm: cvm.clone(), plan: Plan::Nothing };
+            Ok(Some(Outcome::Accepted(Box::new(accepted))))
         }
         Plan::Records { .. } | Plan::Steps(_) => Err(busy()),
     }
@@ -133,21 +140,20 @@ pub fn plan(app: &App, cvm: &Cvm, base: u64, wish: &Wish) -> Result<Plan> {
         true => app.store.spec(cvm.id, base)?,
         false => app.store.outline(cvm.id, base)?,
     };
-    let rules = rules(app, cvm.node_id, &cvm.kms)?;
-    plan_update(&Current { cvm, spec: &spec }, wish, &rules)
+    let facts = app.node(cvm.node_id).ok_or(Error::NotFound { what: Resource::Node })?.facts();
+    plan_update(&Current { cvm, spec: &spec }, wish, &rules(app, &facts, &cvm.kms))
 }
 
 /// What a node and the operator allow to a CVM with this key service.
-pub fn rules<'a>(app: &'a App, node_id: i64, kms: &str) -> Result<Rules<'a>> {
-    let node = app.node(node_id).ok_or(Error::NotFound { what: Resource::Node })?;
-    Ok(Rules {
+pub fn rules<'a>(app: &App, node: &'a NodeFacts, kms: &str) -> Rules<'a> {
+    Rules {
         limits: app.config.limits,
-        images: &node.facts.images,
-        node_gpus: node.facts.capacity.gpus,
-        gpu_product: node.facts.gpu_product.as_deref(),
+        images: &node.images,
+        node_gpus: node.capacity.gpus,
+        gpu_product: node.gpu_product.as_deref(),
         instance_types: INSTANCE_TYPES,
         contract_owned: app.config.kms_is_contract_owned(kms),
-    })
+    }
 }
 
 /// Stores a plan that was made for `cvm` as it is. `Changed` or `OperationOpen` if it no longer is.
@@ -168,7 +174,7 @@ pub(super) async fn store_plan(
         receipt.of(move |accepted| Outcome::Accepted(Box::new(of_plan(accepted, &plan))))
     });
     let accepted = app.store.operation_accept(new, cvm.clone(), receipt).await?;
-    app.wake();
+    app.wake(Lane::Ordinary);
     Ok(Accepted { operation: accepted.operation, cvm: accepted.cvm, plan })
 }
 
@@ -185,7 +191,7 @@ pub async fn accept_each(
     let new =
         planned.into_iter().map(|(cvm, plan)| (new_operation(app, &cvm, &plan, &request), cvm)).collect();
     let accepted = app.store.operations_accept(new, receipt).await?;
-    app.wake();
+    app.wake(Lane::Ordinary);
     Ok(accepted)
 }
 
@@ -208,7 +214,7 @@ fn new_operation(app: &App, cvm: &Cvm, plan: &Plan, request: &Request) -> NewOpe
         options,
         diff,
         closes: None,
-        author: request.author.clone(),
+        author: Some(request.author.clone()),
         at: app.clock.now(),
     }
 }

@@ -2,24 +2,40 @@
 //!
 //! A signal wakes a worker sooner; the store says what to do; a lost signal is found when the next lease or wait ends. A worker
 //! that dies or oversleeps is replaced when its lease ends, and what it still does then is refused by the store and the node.
+//!
+//! What waits for a guest holds nobody up: it gives its turn to talk back meanwhile, and a stop or a deletion, which wait for
+//! nobody, are worked on in a lane of their own.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use casemate_types::ids::OperationId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::operation::{Operation, StepName, aftermath};
-use super::step::{self, Trouble};
+use super::operation::{Lane, Operation, StepName, aftermath};
+use super::step::{self, Done, Trouble};
 use crate::app::App;
 use crate::store::{self, Work};
 
 /// How long a claim holds without a sign of life.
 pub const LEASE: Duration = Duration::from_secs(30);
 
-/// How many operations one process works on at a time.
-const AT_ONCE: usize = 64;
+/// How much one process does at a time, in each lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hands {
+    /// Operations that talk to nodes.
+    pub talking: usize,
+    /// These and the operations that wait for their guests. Bounds the memory they take.
+    pub in_hand: usize,
+}
+
+impl Default for Hands {
+    fn default() -> Self {
+        Self { talking: 64, in_hand: 512 }
+    }
+}
 
 /// How long a worker rests at most: bounds what a lost signal can cost.
 const REST: Duration = Duration::from_secs(5);
@@ -54,11 +70,22 @@ impl Probe for NoProbe {
 
 /// Works until `stop` is cancelled. A step in flight is left where it is: the next process goes on with it.
 pub async fn run(app: App, probe: Arc<dyn Probe>, stop: CancellationToken) {
-    let slots = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    run_with(app, probe, stop, Hands::default()).await;
+}
+
+/// As [`run`], with other bounds.
+pub async fn run_with(app: App, probe: Arc<dyn Probe>, stop: CancellationToken, hands: Hands) {
+    let lane = |lane| run_lane(app.clone(), lane, hands, Arc::clone(&probe), stop.clone());
+    tokio::join!(lane(Lane::Urgent), lane(Lane::Ordinary));
+}
+
+async fn run_lane(app: App, lane: Lane, hands: Hands, probe: Arc<dyn Probe>, stop: CancellationToken) {
+    let in_hand = Arc::new(Semaphore::new(hands.in_hand));
+    let talking = Arc::new(Semaphore::new(hands.talking));
     while !stop.is_cancelled() {
-        let woken = app.woken();
-        let free = slots.available_permits();
-        let (found, troubled) = match claim(&app, free).await {
+        let woken = app.woken(lane);
+        let free = in_hand.available_permits().min(talking.available_permits());
+        let (found, troubled) = match claim(&app, lane, free).await {
             Ok(found) => (found, false),
             Err(error) => {
                 tracing::error!(%error, "operations cannot be claimed");
@@ -67,17 +94,18 @@ pub async fn run(app: App, probe: Arc<dyn Probe>, stop: CancellationToken) {
         };
         let idle = found.is_empty();
         for work in found {
-            let permit = Arc::clone(&slots).acquire_owned().await.expect("never closed");
+            let permit = Arc::clone(&in_hand).acquire_owned().await.expect("never closed");
             let (app, probe, stop) = (app.clone(), Arc::clone(&probe), stop.clone());
+            let turn = Turn { app: app.clone(), lane, talking: Arc::clone(&talking), permit: None };
             tokio::spawn(async move {
-                stop.run_until_cancelled(carry(&app, work, probe.as_ref())).await;
+                stop.run_until_cancelled(carry_with(&app, work, probe.as_ref(), turn)).await;
                 drop(permit);
-                app.wake();
+                app.wake(lane);
             });
         }
         if idle {
             // Who has its hands full need not know what is due: whoever is done next says so.
-            let rest = if free == 0 || troubled { REST } else { until_next(&app) };
+            let rest = if free == 0 || troubled { REST } else { until_next(&app, lane) };
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = woken => {}
@@ -87,29 +115,59 @@ pub async fn run(app: App, probe: Arc<dyn Probe>, stop: CancellationToken) {
     }
 }
 
-async fn claim(app: &App, limit: usize) -> store::Result<Vec<Work>> {
+/// The right of one operation to talk to its node. It is given back while a guest takes its time.
+struct Turn {
+    app: App,
+    lane: Lane,
+    talking: Arc<Semaphore>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    async fn for_step(&mut self, operation: &Operation, step: StepName) {
+        if operation.waits_for_guest(step) {
+            if self.permit.take().is_some() {
+                self.app.wake(self.lane);
+            }
+        } else if self.permit.is_none() {
+            let permit = Arc::clone(&self.talking).acquire_owned().await.expect("never closed");
+            self.permit = Some(permit);
+        }
+    }
+}
+
+async fn claim(app: &App, lane: Lane, limit: usize) -> store::Result<Vec<Work>> {
     if limit == 0 {
         return Ok(Vec::new());
     }
     let now = app.clock.now();
-    app.store.operation_claim(now, now + LEASE, limit).await
+    app.store.operation_claim(Some(lane), now, now + LEASE, limit).await
 }
 
-fn until_next(app: &App) -> Duration {
-    let due = app.store.operation_next_due().ok().flatten();
+fn until_next(app: &App, lane: Lane) -> Duration {
+    let due = app.store.operation_next_due(Some(lane)).ok().flatten();
     let wait = due.and_then(|due| Duration::try_from(due.duration_since(app.clock.now())).ok());
     wait.unwrap_or(REST).clamp(Duration::from_millis(1), REST)
 }
 
 /// Carries one claimed operation on until it ends, has to wait, or is in other hands.
-pub async fn carry(app: &App, mut work: Work, probe: &dyn Probe) {
+pub async fn carry(app: &App, work: Work, probe: &dyn Probe) {
+    let (lane, talking) = (work.operation.kind.lane(), Arc::new(Semaphore::new(1)));
+    carry_with(app, work, probe, Turn { app: app.clone(), lane, talking, permit: None }).await;
+}
+
+async fn carry_with(app: &App, mut work: Work, probe: &dyn Probe, mut turn: Turn) {
     while let Some(name) = work.operation.current_step().map(|step| step.name) {
         let operation = &work.operation;
         if !probe.reached(operation, name, Moment::Before).await {
             return;
         }
+        let performed = async {
+            turn.for_step(operation, name).await;
+            step::perform(app, &work, name).await
+        };
         let outcome = tokio::select! {
-            outcome = step::perform(app, &work, name) => outcome,
+            outcome = performed => outcome,
             () = keep_claim(app, operation) => Err(Trouble::Lost),
         };
         if !probe.reached(operation, name, Moment::Between).await {
@@ -139,24 +197,30 @@ async fn record(
     app: &App,
     operation: &Operation,
     name: StepName,
-    outcome: Result<Option<crate::driver::Observed>, Trouble>,
+    outcome: Result<Done, Trouble>,
 ) -> store::Result<Option<Operation>> {
     let (id, held, now) = (operation.id, operation.held(), app.clock.now());
     match outcome {
-        Ok(seen) => {
-            let next = app.store.step_done(held, seen, now).await?;
+        Ok(done) => {
+            if let Some(why) = &done.hold {
+                tracing::warn!(cvm.id = operation.cvm_id, op.id = %id, why, "the old spec could not come back");
+            }
+            let next = app.store.step_done(held, done, now).await?;
             tracing::info!(cvm.id = operation.cvm_id, op.id = %id, step = %name, attempt = operation.attempt,
                 "step {name} of {id} finished");
             Ok(next.state.is_open().then_some(next))
         }
-        Err(Trouble::Wait(what)) => {
+        Err(Trouble::Wait { what, detail }) => {
             let not_before = now + back_off(operation.attempt);
-            tracing::warn!(cvm.id = operation.cvm_id, op.id = %id, step = %name, attempt = operation.attempt,
+            tracing::warn!(cvm.id = operation.cvm_id, op.id = %id, step = %name, attempt = operation.attempt, detail,
                 "step {name} of {id} waits for {what}");
             app.store.step_postpone(held, what, not_before, now).await?;
             Ok(None)
         }
-        Err(Trouble::Fail(reason)) => {
+        Err(Trouble::Fail(mut reason)) => {
+            if let Some(why) = &operation.options.hold_because {
+                reason.message = format!("{}; what ran before was not put back: {why}", reason.message);
+            }
             tracing::warn!(cvm.id = operation.cvm_id, op.id = %id, step = %name, attempt = operation.attempt,
                 "step {name} of {id} failed: {}", reason.message);
             let aftermath = aftermath(operation, &reason);

@@ -7,8 +7,11 @@ use axum::http::Method;
 use casemate_chain::Scripted;
 use casemate_server::cvm::state::{Cvm, Status};
 use casemate_server::driver::Driver;
+use casemate_server::driver::fault::{Fault, Planned};
+use casemate_server::workflow::operation::{FailCode, State};
+use casemate_server::workflow::worker::{self, NoProbe};
 use casemate_testkit::{World, compose};
-use casemate_types::ids::{ComposeHash, TxHash};
+use casemate_types::ids::{ComposeHash, OperationId, TxHash};
 use serde_json::{Value, json};
 
 use crate::client::{Answer, Client};
@@ -48,8 +51,23 @@ impl Stage {
         let world = World::with_chain(chain.clone()).await;
         let client = Client::of(&world).await;
         let cvm = deploy(&world, &client).await;
-        chain.allow_device(cvm.app_id, &world.app.node(cvm.node_id).expect("a node").facts.device_id);
-        Self { world, chain, client, cvm }
+        chain.allow_device(cvm.app_id, &world.app.node(cvm.node_id).expect("a node").facts().device_id);
+        let stage = Self { world, chain, client, cvm };
+        stage.chain.allow_hash(stage.cvm.app_id, stage.hash_of(1));
+        stage
+    }
+
+    /// Compose hash of a revision.
+    fn hash_of(&self, revision: u64) -> ComposeHash {
+        self.world.app.store.spec(self.cvm.id, revision).expect("the revision").compose.hash
+    }
+
+    /// An update that is accepted and approved, and on which nobody has worked.
+    async fn approved(&self, body: Value) -> OperationId {
+        let hash = self.ask(body).await;
+        self.register(TX, hash);
+        let answer = self.confirm(hash, &TX.to_string()).await;
+        text(&answer.expect(202)["correlation_id"]).parse().expect("an id")
     }
 
     fn path(&self, rest: &str) -> String {
@@ -461,7 +479,91 @@ async fn one_verification_at_a_time_and_none_for_ever() {
     let second = client.patch(&path, proof).await.expect(409);
     assert!(second.get("error_code").is_none(), "{second}");
     chain.inside.allow_hash(cvm.app_id, asked);
-    chain.inside.allow_device(cvm.app_id, &world.app.node(cvm.node_id).expect("a node").facts.device_id);
+    chain.inside.allow_device(cvm.app_id, &world.app.node(cvm.node_id).expect("a node").facts().device_id);
     chain.go.notify_one();
     first.await.expect(202);
+}
+
+fn failed(stage: &Stage, id: OperationId) -> (FailCode, String, bool) {
+    match stage.world.operation(id).state {
+        State::Failed { reason, put_back, .. } => (reason.code, reason.message, put_back.is_some()),
+        other => panic!("not failed: {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_longer_allowed_right_before_the_stop_stops_nothing() {
+    let stage = Stage::start().await;
+    let boots = stage.boots().await;
+    let id = stage.approved(json!({ "docker_compose_file": compose("web:2") })).await;
+    let hash = stage.hash_of(2);
+    stage.chain.forbid_hash(stage.cvm.app_id, hash);
+    stage.world.settle().await;
+    let (code, message, put_back) = failed(&stage, id);
+    assert_eq!((code, put_back), (FailCode::NotAllowed, false));
+    assert!(message.contains(&hash.to_string()), "{message}");
+    assert_eq!((stage.now().status, stage.now().revision, stage.boots().await), (Status::Running, 1, boots));
+    let questions = stage.chain.questions();
+    assert_eq!(questions.last().map(|asked| (asked.compose_hash, asked.tx)), Some((hash, None)));
+
+    // An update of something else runs with the hash that is in force, if that is still allowed.
+    let memory = json!({ "memory": 4096 });
+    let answer = stage.client.patch(&stage.path(""), memory.clone()).await;
+    stage.world.settle().await;
+    let id = text(&answer.expect(202)["correlation_id"]).parse().expect("an id");
+    assert_eq!(stage.world.operation(id).state.name(), "succeeded");
+    stage.chain.forbid_hash(stage.cvm.app_id, stage.hash_of(1));
+    let boots = stage.boots().await;
+    let answer = stage.client.patch(&stage.path(""), json!({ "memory": 2048 })).await;
+    stage.world.settle().await;
+    let id = text(&answer.expect(202)["correlation_id"]).parse().expect("an id");
+    assert_eq!(failed(&stage, id).0, FailCode::NotAllowed);
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Running, boots));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_that_is_away_before_the_stop_is_given_up_after_five_minutes() {
+    let stage = Stage::start().await;
+    let boots = stage.boots().await;
+    let id = stage.approved(json!({ "docker_compose_file": compose("web:2") })).await;
+    stage.chain.set_down(true);
+    let begun = stage.world.clock.now();
+    let work = {
+        let lease = begun + Duration::from_secs(30);
+        stage.world.app.store.operation_claim(None, begun, lease, 1).await.expect("claims").remove(0)
+    };
+    worker::carry(&stage.world.app, work, &NoProbe).await;
+    let waiting_for = stage.world.operation(id).waiting_for.expect("says what it waits for");
+    assert_eq!(waiting_for, "the chain, which does not answer");
+    stage.world.settle().await;
+    let (code, message, put_back) = failed(&stage, id);
+    assert_eq!((code, put_back), (FailCode::Unreachable, false));
+    assert!(message.contains("the chain"), "{message}");
+    let seconds = stage.world.clock.now().as_second() - begun.as_second();
+    assert!((300..400).contains(&seconds), "gave up after {seconds} s");
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Running, boots));
+
+    stage.chain.set_down(false);
+    let id = stage.approved(json!({ "docker_compose_file": compose("web:3") })).await;
+    stage.chain.set_down(true);
+    let answers_again = async {
+        stage.world.clock.sleep(Duration::from_secs(100)).await;
+        stage.chain.set_down(false);
+    };
+    tokio::join!(stage.world.settle(), answers_again);
+    assert_eq!(stage.world.operation(id).state.name(), "succeeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_hash_that_is_no_longer_allowed_does_not_come_back() {
+    let stage = Stage::start().await;
+    let boot_fails = Planned { fault: Fault::BootFail { image: None, env: None }, once: true, vm: None };
+    let id = stage.approved(json!({ "docker_compose_file": compose("web:2") })).await;
+    stage.world.sim.plan(boot_fails).expect("planned");
+    stage.chain.forbid_hash(stage.cvm.app_id, stage.hash_of(1));
+    stage.world.settle().await;
+    let (code, message, put_back) = failed(&stage, id);
+    assert_eq!((code, put_back), (FailCode::BootFailed, false), "{message}");
+    assert!(message.contains(&stage.hash_of(1).to_string()), "says why it was not put back: {message}");
+    assert_eq!((stage.now().status, stage.now().open), (Status::Error, None));
 }

@@ -3,6 +3,7 @@
 use casemate_server::cvm::state::{Cvm, Power, Status};
 use casemate_server::driver::fault::{Fault, Planned};
 use casemate_server::driver::{Driver, Guest, LastStop, Observed};
+use casemate_server::store::Of;
 use casemate_server::workflow::operation::{FailCode, Kind, Operation, State};
 use casemate_server::workflow::worker::{LEASE, NoProbe, carry};
 use casemate_server::workflow::{power, reconcile};
@@ -37,7 +38,7 @@ fn failed(operation: &Operation) -> (FailCode, String, Option<OperationId>) {
 /// Works on whatever is due now, once.
 async fn one_round(world: &World) {
     let now = world.clock.now();
-    for work in world.app.store.operation_claim(now, now + LEASE, 64).await.expect("claims") {
+    for work in world.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims") {
         carry(&world.app, work, &NoProbe).await;
     }
 }
@@ -69,7 +70,12 @@ async fn a_node_that_is_away_before_the_stop_is_given_up_after_five_minutes() {
     let begun = world.clock.now();
     let id = world.accept_update(&cvm, new_image()).await;
     one_round(&world).await;
-    assert!(world.operation(id).waiting_for.expect("says what it waits for").contains("sim-1"));
+    let waiting_for = world.operation(id).waiting_for;
+    assert_eq!(
+        waiting_for.as_deref(),
+        Some("node sim-1, which does not answer"),
+        "and nothing of how it is reached"
+    );
     world.settle().await;
     let (code, _, put_back) = failed(&world.operation(id));
     assert_eq!((code, put_back), (FailCode::Unreachable, None));
@@ -89,7 +95,8 @@ async fn a_node_that_goes_away_after_the_stop_is_waited_for() {
     plan(&world, Fault::SlowStop { seconds: 5 }, false);
     let app = world.app.clone();
     let now = world.clock.now();
-    let work = app.store.operation_claim(now, now + LEASE, 1).await.expect("claims").pop().expect("is due");
+    let work =
+        app.store.operation_claim(None, now, now + LEASE, 1).await.expect("claims").pop().expect("is due");
     let worker = tokio::spawn(async move { carry(&app, work, &NoProbe).await });
     world.clock.sleep(std::time::Duration::from_secs(1)).await;
     plan(&world, Fault::Unreachable, false);
@@ -119,6 +126,14 @@ async fn an_update_that_does_not_boot_is_put_back_and_says_why() {
     assert_eq!(code, FailCode::BootFailed);
     let put_back = world.operation(put_back.expect("names its put-back"));
     assert_eq!((put_back.kind, put_back.state.name()), (Kind::PutBack, "succeeded"));
+    let events = world.app.store.events(world.actor.workspace_id, Of::Operation(put_back.id), 0, 100);
+    let accepted = events.expect("reads").remove(0);
+    assert_eq!((accepted.kind.as_str(), accepted.username), ("operation.accepted", None));
+    assert_eq!((accepted.before_rev, accepted.after_rev), (Some(2), Some(3)));
+    world.assert_events(put_back.id);
+    let revisions = world.app.store.revisions(cvm.id).expect("reads");
+    let authors: Vec<_> = revisions.into_iter().map(|revision| revision.username).collect();
+    assert_eq!(authors, [None, Some("demo".into()), Some("demo".into())], "nobody asked for the newest");
     let now = world.cvm(&cvm);
     let text = format!("update {id} failed and was put back: {message}");
     assert_eq!((now.status, now.boot_error), (Status::Running, Some(text)));
@@ -348,7 +363,8 @@ async fn cancel_works_until_the_stop_began() {
     let id = world.accept_update(&cvm, new_image()).await;
     let app = world.app.clone();
     let now = world.clock.now();
-    let work = app.store.operation_claim(now, now + LEASE, 1).await.expect("claims").pop().expect("is due");
+    let work =
+        app.store.operation_claim(None, now, now + LEASE, 1).await.expect("claims").pop().expect("is due");
     let worker = tokio::spawn(async move { carry(&app, work, &NoProbe).await });
     world.clock.sleep(std::time::Duration::from_secs(5)).await;
     let refused =
@@ -377,4 +393,62 @@ async fn many_updates_keep_the_accounts() {
         world.settle().await;
         world.assert_accounts().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_image_that_is_gone_from_the_node_does_not_come_back() {
+    let world = World::start().await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    let facts = world.app.node(cvm.node_id).expect("a node").facts();
+    let old = world.app.store.spec(cvm.id, 1).expect("the spec").image;
+    let other = facts.images.iter().find(|image| image.name != old && !image.is_dev && !image.requires_gpu);
+    let other = other.expect("another image").name.clone();
+    let mut left = (*facts).clone();
+    left.images.retain(|image| image.name != old);
+    world.sim.set_facts(left);
+    plan(&world, Fault::BootFail { image: Some(other.clone()), env: None }, false);
+    let patch = CvmPatch { image: Sparse::Value(other), ..CvmPatch::default() };
+    let id = world.accept_update(&cvm, patch).await;
+    world.settle().await;
+    let (code, message, put_back) = failed(&world.operation(id));
+    assert_eq!((code, put_back), (FailCode::BootFailed, None), "{message}");
+    assert!(message.contains(&old), "says why it was not put back: {message}");
+    assert_eq!((world.cvm(&cvm).status, world.cvm(&cvm).open), (Status::Error, None));
+    world.assert_events(id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_mends_by_itself_has_no_author() {
+    let world = World::start().await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    plan(&world, Fault::Crash, true);
+    reconcile::once(&world.app).await;
+    let open = world.cvm(&cvm).open.expect("it is being recovered");
+    let events = world.app.store.events(world.actor.workspace_id, Of::Operation(open.id), 0, 100);
+    let accepted = events.expect("reads").remove(0);
+    assert_eq!((accepted.kind.as_str(), accepted.username), ("operation.accepted", None));
+    assert_eq!(world.operation(open.id).user_id, None);
+    world.settle().await;
+    assert_eq!(world.cvm(&cvm).status, Status::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_does_not_read_back_keeps_nobody_waiting() {
+    let world = World::start().await;
+    let (broken, sound) = (world.deploy("web-one", "web:1").await, world.deploy("web-two", "web:1").await);
+    let lost = world.accept_update(&broken, new_image()).await;
+    let kept = world.accept_update(&sound, new_image()).await;
+    let store = rusqlite::Connection::open(world.folder().join("casemate.db")).expect("the store");
+    let damaged =
+        store.execute("UPDATE operation SET steps = 'nonsense' WHERE id = ?", [lost.0]).expect("written");
+    assert_eq!(damaged, 1);
+    world.settle().await;
+    assert_eq!(world.operation(kept).state.name(), "succeeded");
+    let (code, _, put_back) = failed(&world.operation(lost));
+    assert_eq!((code, put_back), (FailCode::Unreadable, None));
+    assert_eq!((world.cvm(&broken).status, world.cvm(&broken).open), (Status::Error, None));
+    world.assert_events(lost);
+    power::delete(&world.app, world.cvm(&broken), world.author()).await.expect("its owner can go on");
+    world.settle().await;
+    world.assert_accounts().await;
 }

@@ -6,6 +6,7 @@ use casemate_server::store::{Error, Of};
 use casemate_server::workflow::{power, sweep};
 use casemate_testkit::{World, compose};
 use casemate_types::patch::{CvmPatch, Sparse};
+use tokio_util::sync::CancellationToken;
 
 const MONTH: Duration = Duration::from_secs(31 * 24 * 3600);
 
@@ -39,4 +40,53 @@ async fn a_live_cvm_keeps_its_revisions_and_its_audit_trail_and_a_deleted_one_go
     assert!(matches!(world.app.store.events_since(first), Err(Error::Swept(_))), "who missed some is told");
     assert!(!events(first).expect("the audit trail goes on").is_empty());
     world.assert_accounts().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_deleted_cvm_leaves_goes_in_small_pieces_and_completely() {
+    let world = World::start().await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    power::delete(&world.app, world.cvm(&cvm), world.author()).await.expect("accepted");
+    world.settle().await;
+    let store = rusqlite::Connection::open(world.folder().join("casemate.db")).expect("the store");
+    // Among them such that belong to no operation.
+    let events = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
+      INSERT INTO event (workspace_id, cvm_id, op, kind, at)
+      SELECT workspace_id, cvm_id, iif(i % 2, id, NULL), 'note', created_at FROM n, (SELECT * FROM operation LIMIT 1)";
+    store.execute(events, []).expect("written");
+    let left = || -> i64 {
+        let sql = "SELECT (SELECT count(*) FROM event) + (SELECT count(*) FROM operation) + (SELECT count(*) FROM revision)
+          + (SELECT count(*) FROM body) + (SELECT count(*) FROM observation) + (SELECT count(*) FROM cvm)";
+        store.query_row(sql, [], |row| row.get(0)).expect("reads")
+    };
+    world.clock.sleep(MONTH).await;
+    let mut pieces = 0;
+    loop {
+        let before = left();
+        let rows = world.app.store.sweep(world.app.config.keep, world.clock.now()).await.expect("sweeps");
+        if rows == 0 {
+            break;
+        }
+        let gone = before - left();
+        assert!(gone <= 1000, "{gone} rows went in one transaction");
+        pieces += 1;
+    }
+    assert!(pieces > 5, "{pieces}");
+    assert_eq!(left(), 0);
+    assert!(matches!(world.app.store.cvm_uid(cvm.id), Err(Error::Missing)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_runs_for_a_minute_sweeps() {
+    let world = World::start().await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    power::delete(&world.app, world.cvm(&cvm), world.author()).await.expect("accepted");
+    world.settle().await;
+    world.clock.sleep(MONTH).await;
+    let stop = CancellationToken::new();
+    let sweeping = tokio::spawn(sweep::run(world.app.clone(), stop.clone()));
+    world.clock.sleep(Duration::from_secs(61)).await;
+    assert!(matches!(world.app.store.cvm_uid(cvm.id), Err(Error::Missing)));
+    stop.cancel();
+    sweeping.await.expect("it ends");
 }

@@ -1,8 +1,12 @@
 //! Updates of a single aspect, each on its own route: the answer, the restart, and what the node has afterwards.
 
 use axum::http::Method;
+use casemate_server::cvm::plan::Wish;
 use casemate_server::cvm::state::Status;
+use casemate_server::workflow::operation::Kind;
+use casemate_server::workflow::update::{self as workflow, Outcome, Request};
 use casemate_testkit::compose;
+use casemate_types::patch::{CvmPatch, Sparse};
 use casemate_types::version::ApiVersion;
 use serde_json::{Value, json};
 
@@ -144,7 +148,7 @@ async fn listed_and_name_have_routes_of_their_own() {
 #[tokio::test(start_paused = true)]
 async fn the_os_image_goes_by_name_or_slug() {
     let scene = Scene::start().await;
-    let images = &scene.world.app.node(scene.cvm.node_id).expect("a node").facts.images;
+    let images = &scene.world.app.node(scene.cvm.node_id).expect("a node").facts().images;
     let (old, dev) = (images[2].clone(), images[1].clone());
     let (name, slug) = (old.name.clone(), dev.slug());
     let answer =
@@ -349,4 +353,19 @@ async fn every_update_route_can_be_forced_and_can_hold() {
         scene.world.settle().await;
         assert_eq!(scene.seen().await.boot_count, before + 1, "{rest}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_met_an_operation_which_ended_meanwhile_is_planned_again() {
+    let scene = Scene::start().await;
+    let world = &scene.world;
+    let memory = |mb| CvmPatch { memory: Sparse::Value(mb), ..CvmPatch::default() };
+    world.accept_update(&scene.cvm, memory(4096)).await;
+    let seen = scene.now();
+    assert!(seen.open.is_some());
+    world.settle().await;
+    let wish = Wish { patch: memory(8192), ..Wish::default() };
+    let request = Request { wish, kind: Kind::Update, if_match: None, author: world.author(), receipt: None };
+    let outcome = workflow::accept(&world.app, seen, request).await.expect("there is nothing in the way");
+    assert!(matches!(outcome, Outcome::Accepted(accepted) if !accepted.operation.steps.is_empty()));
 }

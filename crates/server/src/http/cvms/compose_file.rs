@@ -54,7 +54,7 @@ pub async fn compose_file_provision(
     };
     let answer = wire::ComposeProvisionAnswer {
         app_id: Some(on.cvm.app_id),
-        device_id: Some(node.facts.device_id.clone()),
+        device_id: Some(node.facts().device_id.clone()),
         compose_hash,
         kms_info: contract_owned.then(|| view::kms_info(&app, &on.cvm.kms)),
         compose_hash_registered: registered.is_some_and(|status| status.compose_hash_allowed),

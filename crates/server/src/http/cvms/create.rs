@@ -40,8 +40,8 @@ pub async fn cvm_provision(
 
 fn provisioned(app: &App, prepared: &Prepared) -> Result<Answer> {
     let Prepared { app_id, kms, node_id, spec, .. } = prepared;
-    let node = app.node(*node_id).ok_or(Error::NotFound { what: Resource::Node })?;
-    let image = node.facts.images.iter().find(|image| image.name == spec.image);
+    let facts = app.node(*node_id).ok_or(Error::NotFound { what: Resource::Node })?.facts();
+    let image = facts.images.iter().find(|image| image.name == spec.image);
     let kms_info = view::kms_info(app, kms);
     let answer = wire::ProvisionAnswer {
         app_id: Some(*app_id),
@@ -50,7 +50,7 @@ fn provisioned(app: &App, prepared: &Prepared) -> Result<Answer> {
         kms_id: Some(kms_info.id.clone()),
         kms_info: Some(kms_info),
         fmspc: None,
-        device_id: Some(node.facts.device_id.clone()),
+        device_id: Some(facts.device_id.clone()),
         os_image_hash: image.map(|image| image.os_image_hash.clone()),
         instance_type: view::instance_type(spec).map(str::to_owned),
         teepod_id: Some(*node_id),

@@ -207,7 +207,7 @@ fn can_issue(app: &App, cvm: &Cvm) -> Result<()> {
             code: Some(codes::INCOMPATIBLE_CONFIG),
             message: format!(
                 "node {} cannot give a machine a new instance id and keep its data",
-                node.facts.name
+                node.facts().name
             ),
         }),
         Some(_) | None => Ok(()),

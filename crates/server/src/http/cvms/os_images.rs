@@ -21,7 +21,8 @@ use crate::http::extract::On;
     responses((status = 200, description = "The images, by version", body = Vec<wire::OsImageGroup>)))]
 pub async fn cvm_available_os_images(State(app): State<App>, on: On) -> Result<Response> {
     let spec = app.store.spec(on.cvm.id, on.cvm.revision)?;
-    let images = app.node(on.cvm.node_id).map_or(&[][..], |node| &node.facts.images);
+    let facts = app.node(on.cvm.node_id).map(crate::app::Node::facts);
+    let images = facts.as_ref().map_or(&[][..], |facts| &facts.images);
     Ok(answer(StatusCode::OK, &groups(images, &spec.image, spec.gpus.count > 0)))
 }
 

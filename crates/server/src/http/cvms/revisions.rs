@@ -31,7 +31,7 @@ pub async fn cvm_revisions(State(app): State<App>, on: On, params: Params) -> Re
     let shown = |revision: crate::store::RevisionInfo| wire::Revision {
         revision: revision.number,
         compose_hash: revision.compose_hash,
-        author: Some(revision.username),
+        author: revision.username,
         cause: Some(revision.op),
         created_at: revision.created_at,
         of: revision.content_of,

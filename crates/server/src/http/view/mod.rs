@@ -6,7 +6,6 @@
 mod answer;
 mod compose;
 mod cvm;
-mod kms;
 mod logs;
 mod operation;
 mod place;
@@ -17,7 +16,6 @@ mod vm;
 pub use answer::{BasicAnswer, DetailAnswer, ItemAnswer, basic, detail, item};
 pub use compose::Shown;
 pub use cvm::{Detail, cvm, flat, hosted, machine_info};
-pub use kms::{KmsKind, env_public_key, kms_info, kms_kind, kms_type};
 pub use logs::{container_log_url, log_urls, signature_holds, syslog_url};
 pub use operation::operation;
 pub use place::{
@@ -26,3 +24,5 @@ pub use place::{
 pub use telemetry::{Guest, guest, observed, uptime};
 pub use text::{Still, Stills, Text, text};
 pub use vm::vm;
+
+pub use crate::kms::{KmsKind, env_public_key, kms_info, kms_kind, kms_type};

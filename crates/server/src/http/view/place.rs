@@ -3,7 +3,7 @@
 use casemate_types::ids::{AppId, InstanceId};
 use casemate_types::wire;
 
-use crate::app::App;
+use crate::app::{App, Node};
 use crate::cvm::plan::INSTANCE_TYPES;
 use crate::cvm::spec::Spec;
 use crate::driver::Image;
@@ -11,8 +11,13 @@ use crate::store::Account;
 
 /// The node with this number.
 pub fn node_ref(app: &App, id: i64) -> wire::NodeRef {
-    let facts = app.node(id).map(|node| &node.facts);
-    let status = if facts.is_some() { wire::NodeStatus::Online } else { wire::NodeStatus::Offline };
+    let node = app.node(id);
+    let status = match node.is_some_and(Node::is_online) {
+        true => wire::NodeStatus::Online,
+        false => wire::NodeStatus::Offline,
+    };
+    let facts = node.map(Node::facts);
+    let facts = facts.as_ref();
     wire::NodeRef {
         object_type: wire::NodeType::It,
         id: Some(id),
@@ -27,7 +32,8 @@ pub fn node_ref(app: &App, id: i64) -> wire::NodeRef {
 
 /// The node with this number, in answers that call it teepod.
 pub fn teepod_ref(app: &App, id: i64) -> wire::TeepodRef {
-    let facts = app.node(id).map(|node| &node.facts);
+    let facts = app.node(id).map(Node::facts);
+    let facts = facts.as_ref();
     wire::TeepodRef {
         id,
         name: facts.map_or_else(|| format!("node {id}"), |facts| facts.name.clone()),
@@ -58,8 +64,8 @@ pub fn user_ref(account: &Account) -> wire::UserRef {
 
 /// The OS image of a CVM on this node.
 pub fn os_ref(app: &App, node_id: i64, name: &str) -> wire::OsRef {
-    let node = app.node(node_id);
-    let image = node.and_then(|node| node.facts.images.iter().find(|image| image.name == name));
+    let facts = app.node(node_id).map(Node::facts);
+    let image = facts.as_ref().and_then(|facts| facts.images.iter().find(|image| image.name == name));
     wire::OsRef {
         name: Some(name.to_owned()),
         version: image.map(image_version),

@@ -42,7 +42,9 @@ CREATE INDEX api_key_of_workspace ON api_key (workspace_id);
 CREATE TABLE node (
   id               INTEGER PRIMARY KEY,
   name             TEXT NOT NULL UNIQUE,
-  facts            TEXT NOT NULL,              -- JSON, as the driver reported
+  facts            TEXT NOT NULL,              -- JSON, as the driver last reported
+  address          TEXT NOT NULL,              -- as the configuration names it: tells who is meant while it does not answer
+  seen_at          INTEGER,                    -- last contact, to within some minutes; NULL: never, and the name stands in for its own
   vcpu             INTEGER NOT NULL,
   memory_mb        INTEGER NOT NULL,
   disk_gb          INTEGER NOT NULL,
@@ -153,7 +155,7 @@ CREATE TABLE revision (
   instance_seed BLOB NOT NULL,
   cause         TEXT NOT NULL,                 -- create, update, put_back …
   content_of    INTEGER,                       -- the revision whose content a put-back or rollback brings back
-  user_id       INTEGER NOT NULL,
+  user_id       INTEGER,                       -- NULL: the server itself
   op            BLOB NOT NULL,
   created_at    INTEGER NOT NULL,
   PRIMARY KEY (cvm_id, number)
@@ -163,6 +165,7 @@ CREATE TABLE revision (
 CREATE TABLE operation (
   id          BLOB PRIMARY KEY,
   cvm_id      INTEGER NOT NULL REFERENCES cvm,
+  workspace_id INTEGER NOT NULL,              -- that of the CVM, for lists
   generation  INTEGER NOT NULL,
   kind        TEXT NOT NULL,
   status      TEXT NOT NULL CHECK (status IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
@@ -181,11 +184,14 @@ CREATE TABLE operation (
   put_back    BLOB,
   ended_by    BLOB,
   downtime_ms INTEGER,
-  user_id     INTEGER NOT NULL,
+  user_id     INTEGER,                         -- NULL: the server itself
   created_at  INTEGER NOT NULL,
   ended_at    INTEGER
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX operation_due ON operation (not_before, lease_until) WHERE status IN ('queued', 'running');
+CREATE INDEX operation_urgent ON operation (not_before, lease_until)
+  WHERE status IN ('queued', 'running') AND kind IN ('stop', 'delete');
+CREATE INDEX operation_of_workspace ON operation (workspace_id, id);
 -- Finds the operations of a CVM, and lets only one of them be open: all open ones are equal here.
 CREATE UNIQUE INDEX operation_one_at_a_time ON operation (cvm_id, iif(status IN ('queued', 'running'), x'', id));
 
@@ -205,6 +211,7 @@ CREATE TABLE event (
   data         TEXT                            -- JSON
 ) STRICT;
 CREATE INDEX event_of_op ON event (op, seq) WHERE op IS NOT NULL;
+CREATE INDEX event_of_cvm ON event (cvm_id) WHERE op IS NULL AND cvm_id IS NOT NULL;
 CREATE INDEX event_of_workspace ON event (workspace_id, seq);
 
 -- What was prepared and waits for its second call.

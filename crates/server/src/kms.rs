@@ -1,4 +1,4 @@
-//! Key services as the wire shows them.
+//! Key services: which there are, and what callers are told of them.
 
 use std::sync::Arc;
 

@@ -1,0 +1,180 @@
+//! A node as the server knows it: how it is reached, what it last told about itself, and whether it answers.
+//!
+//! A node that is away keeps nobody from starting: what it told the last time is in the store. One that never answered has no
+//! capacity, no image and a name that stands in for its own, until it does.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::clock::Clock;
+use crate::cvm::spec::{Booking, sha256};
+use crate::driver::fault::Plan;
+use crate::driver::{self, DynDriver, NodeFacts};
+use crate::store::{self, NodeRow, Store};
+
+/// How long a node may be silent before it counts as away.
+pub const AWAY_AFTER: Duration = Duration::from_secs(30);
+
+/// How long a node may take to tell about itself when the server starts.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+
+/// How old the stored time of the last contact may get while nothing else changes.
+const CONTACT_KEPT: Duration = Duration::from_secs(300);
+
+/// A node to be added to an app.
+pub struct NewNode {
+    /// How the configuration names it. It is recognised by this while it does not answer.
+    pub address: String,
+    /// How it is reached.
+    pub driver: DynDriver,
+    /// Set for a simulated node whose faults may be planned from outside.
+    pub faults: Option<Arc<dyn Plan>>,
+}
+
+/// A node and the driver that reaches it.
+pub struct Node {
+    /// How the configuration names it.
+    pub address: String,
+    /// How it is reached.
+    pub driver: DynDriver,
+    /// Set for a simulated node whose faults may be planned from outside.
+    pub faults: Option<Arc<dyn Plan>>,
+    contact: Mutex<Contact>,
+}
+
+struct Contact {
+    facts: Arc<NodeFacts>,
+    seen_at: Option<Timestamp>,
+    stored_at: Option<Timestamp>,
+    online: bool,
+}
+
+impl Node {
+    /// Asks the node what it is and gives it its number. One that does not answer is what the store knows of it.
+    pub(crate) async fn open(new: NewNode, store: &Store, clock: &Clock) -> store::Result<(i64, Self)> {
+        let NewNode { address, driver, faults } = new;
+        let answer = clock.within(FIRST_ANSWER, driver.describe()).await.unwrap_or_else(|| Err(silence()));
+        let now = clock.now();
+        let (row, online) = match answer {
+            Ok(facts) => {
+                let id = store.node_ensure(facts.clone(), address.clone(), now).await?;
+                (NodeRow { id, facts, booked: Booking::default(), cvm_count: 0, seen_at: Some(now) }, true)
+            }
+            Err(error) => {
+                tracing::warn!(%error, address, "a node does not answer; the server starts without it");
+                (store.node_expect(address.clone(), unknown(&address)).await?, false)
+            }
+        };
+        let contact =
+            Contact { facts: Arc::new(row.facts), seen_at: row.seen_at, stored_at: row.seen_at, online };
+        Ok((row.id, Self { address, driver, faults, contact: Mutex::new(contact) }))
+    }
+
+    /// What it last told about itself.
+    pub fn facts(&self) -> Arc<NodeFacts> {
+        Arc::clone(&self.contact().facts)
+    }
+
+    /// When it last answered; never, if it is none.
+    pub fn seen_at(&self) -> Option<Timestamp> {
+        self.contact().seen_at
+    }
+
+    /// Does it answer? Known from the last comparison, not asked now.
+    pub fn is_online(&self) -> bool {
+        self.contact().online
+    }
+
+    /// Asks it what it is now, for at most `limit`, and remembers that it answered or did not.
+    ///
+    /// # Errors
+    /// Why it counts as not answering.
+    pub(crate) async fn look(
+        &self,
+        id: i64,
+        limit: Duration,
+        store: &Store,
+        clock: &Clock,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let answer = clock.within(limit, self.driver.describe()).await.unwrap_or_else(|| Err(silence()));
+        let now = clock.now();
+        match answer {
+            Ok(facts) => self.answered(id, facts, store, now).await,
+            Err(error) => {
+                self.missed(now);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn answered(
+        &self,
+        id: i64,
+        facts: NodeFacts,
+        store: &Store,
+        now: Timestamp,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let (known, seen_at, stored_at) = {
+            let contact = self.contact();
+            (Arc::clone(&contact.facts), contact.seen_at, contact.stored_at)
+        };
+        if seen_at.is_some() && facts.name != known.name {
+            // Its machines are not those of this node.
+            self.missed(now);
+            return Err(format!("{} answers where {} should be", facts.name, known.name).into());
+        }
+        let stale = stored_at.is_none_or(|at| now.duration_since(at).unsigned_abs() >= CONTACT_KEPT);
+        if stale || facts != *known {
+            let is = store.node_ensure(facts.clone(), self.address.clone(), now).await?;
+            if is != id {
+                self.missed(now);
+                return Err(
+                    format!("{} is known by another address; start the server again", facts.name).into()
+                );
+            }
+            self.contact().stored_at = Some(now);
+        }
+        let mut contact = self.contact();
+        if !contact.online {
+            tracing::info!(node = %facts.name, "the node answers");
+        }
+        contact.seen_at = Some(now);
+        contact.online = true;
+        if facts != *known {
+            contact.facts = Arc::new(facts);
+        }
+        Ok(())
+    }
+
+    fn missed(&self, now: Timestamp) {
+        let mut contact = self.contact();
+        let silent = contact.seen_at.is_none_or(|seen| now.duration_since(seen).unsigned_abs() >= AWAY_AFTER);
+        if contact.online && silent {
+            tracing::warn!(node = %contact.facts.name, "the node does not answer any more");
+            contact.online = false;
+        }
+    }
+
+    fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().expect("nothing panics while holding it")
+    }
+}
+
+fn silence() -> driver::Error {
+    driver::Error::Unreachable("no answer in time".into())
+}
+
+/// What stands in for the facts of a node that never answered. Its name says nothing about where it is.
+fn unknown(address: &str) -> NodeFacts {
+    NodeFacts {
+        name: format!("node-{}", hex::encode(&sha256(address.as_bytes())[..4])),
+        region: String::new(),
+        device_id: String::new(),
+        version: String::new(),
+        capacity: Booking::default(),
+        gpu_product: None,
+        images: Vec::new(),
+    }
+}

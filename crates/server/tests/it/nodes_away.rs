@@ -1,0 +1,144 @@
+//! Nodes that do not answer: when the server starts, while it runs, and when they come back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate_server::app::{App, NewNode};
+use casemate_server::driver::fault::{Fault, Planned};
+use casemate_server::driver::sim::Sim;
+use casemate_server::store::{Durability, Store, WriterMode};
+use casemate_server::workflow::reconcile;
+use casemate_testkit::World;
+use casemate_types::patch::{CvmPatch, Sparse};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::client::Client;
+
+fn set_away(sim: &Sim, away: bool) {
+    match away {
+        true => sim.plan(Planned { fault: Fault::Unreachable, once: false, vm: None }).expect("planned"),
+        false => sim.clear().expect("cleared"),
+    }
+}
+
+/// The world's server started anew on `file`, with the world's node at `address`.
+async fn start(world: &World, file: &str, address: &str) -> App {
+    let store =
+        Store::open(&world.folder().join(file), Durability::None, WriterMode::Inline).expect("a store");
+    let sim = world.sim.clone();
+    let node =
+        NewNode { address: address.into(), driver: Arc::new(sim.clone()), faults: Some(Arc::new(sim)) };
+    let (clock, kms, config) = (world.clock.clone(), Arc::clone(&world.app.kms), world.app.config.clone());
+    App::start(store, clock, kms, vec![node], config).await.expect("it starts")
+}
+
+async fn nodes(client: &Client) -> Vec<Value> {
+    client.json("/nodes").await["items"].as_array().expect("a list").clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_known_node_that_is_away_keeps_no_server_from_starting() {
+    let mut world = World::start().await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    let known = world.app.node(cvm.node_id).expect("a node").facts();
+    set_away(&world.sim, true);
+    world.app = start(&world, "casemate.db", "sim:1").await;
+    let client = Client::of(&world).await;
+    let shown = nodes(&client).await.remove(0);
+    assert_eq!((&shown["status"], &shown["name"]), (&json!("OFFLINE"), &json!("sim-1")));
+    assert!(shown["seen_at"].is_string(), "{shown}");
+    assert_eq!(shown["images"].as_array().map(Vec::len), Some(known.images.len()), "as it was last seen");
+    assert_eq!(client.json("/teepods/available").await["nodes"], json!([]), "it takes nothing new");
+    assert_eq!(client.json(&format!("/cvms/{}", cvm.uid)).await["node_info"]["status"], "OFFLINE");
+
+    // What is asked for is accepted, and waits without asking the node again and again.
+    let patch = CvmPatch { memory: Sparse::Value(4096), ..CvmPatch::default() };
+    let id = world.accept_update(&cvm, patch).await;
+    let stop = CancellationToken::new();
+    let reconciling = tokio::spawn(reconcile::run(world.app.clone(), stop.clone()));
+    let back = async {
+        world.clock.sleep(Duration::from_secs(100)).await;
+        set_away(&world.sim, false);
+    };
+    tokio::join!(world.settle(), back);
+    assert_eq!(world.operation(id).state.name(), "succeeded");
+    assert_eq!(nodes(&client).await[0]["status"], "ONLINE");
+    stop.cancel();
+    reconciling.await.expect("it ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_nobody_has_seen_has_no_room_until_it_answers() {
+    let mut world = World::start().await;
+    set_away(&world.sim, true);
+    world.app = start(&world, "other.db", "sim=unix:/run/secret.sock").await;
+    let account = world.app.store.workspace_ensure(
+        "demo".into(),
+        "demo".into(),
+        ["wks_demo".into(), "usr_demo".into()],
+        world.clock.now(),
+    );
+    account.await.expect("a workspace");
+    let client = Client::of(&world).await;
+    let shown = nodes(&client).await.remove(0);
+    assert_eq!((&shown["status"], &shown["seen_at"]), (&json!("OFFLINE"), &Value::Null));
+    assert_eq!(shown["capacity"]["vcpu"], 0);
+    assert!(!shown.to_string().contains("secret"), "{shown}");
+    let id = shown["id"].clone();
+
+    set_away(&world.sim, false);
+    reconcile::once(&world.app).await;
+    let shown = nodes(&client).await;
+    assert_eq!(shown.len(), 1);
+    assert_eq!(
+        (&shown[0]["status"], &shown[0]["name"], &shown[0]["id"]),
+        (&json!("ONLINE"), &json!("sim-1"), &id)
+    );
+    assert_ne!(shown[0]["capacity"]["vcpu"], 0);
+    world.deploy("web-one", "web:1").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_counts_as_away_after_half_a_minute_and_its_facts_are_kept_up_to_date() {
+    let world = World::start().await;
+    let client = Client::of(&world).await;
+    let mut facts = (*world.app.node(1).expect("a node").facts()).clone();
+    facts.version = "9.9.9".into();
+    world.sim.set_facts(facts);
+    reconcile::once(&world.app).await;
+    let shown = nodes(&client).await.remove(0);
+    assert_eq!((&shown["status"], &shown["version"]), (&json!("ONLINE"), &json!("9.9.9")));
+    assert_eq!(
+        world.app.store.nodes().expect("reads")[0].facts.version,
+        "9.9.9",
+        "after the next start as well"
+    );
+    let seen_at = shown["seen_at"].clone();
+
+    set_away(&world.sim, true);
+    world.clock.sleep(Duration::from_secs(10)).await;
+    reconcile::once(&world.app).await;
+    assert_eq!(nodes(&client).await[0]["status"], "ONLINE", "one lost answer is nothing");
+    world.clock.sleep(Duration::from_secs(25)).await;
+    reconcile::once(&world.app).await;
+    let shown = nodes(&client).await.remove(0);
+    assert_eq!((&shown["status"], &shown["seen_at"]), (&json!("OFFLINE"), &seen_at));
+    set_away(&world.sim, false);
+    reconcile::once(&world.app).await;
+    assert_eq!(nodes(&client).await[0]["status"], "ONLINE");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_moved_while_it_was_away_is_itself_again_after_a_start() {
+    let world = World::start().await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    set_away(&world.sim, true);
+    let app = start(&world, "casemate.db", "elsewhere").await;
+    assert_eq!(app.store.nodes().expect("reads").len(), 2, "nobody can know that it is the same");
+    set_away(&world.sim, false);
+    reconcile::once(&app).await;
+    let app = start(&world, "casemate.db", "elsewhere").await;
+    assert_eq!(app.store.nodes().expect("reads").len(), 1);
+    assert!(app.node(cvm.node_id).expect("it has its number again").is_online());
+}
