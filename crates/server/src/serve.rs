@@ -31,8 +31,9 @@ use crate::workflow::{reconcile, sweep, worker};
 /// its client has just sent, and the client could not know whether it counts.
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
 
-/// How long requests in flight get to finish after the stop began: longer than any of them may wait for a chain.
-const LAST_REQUESTS: Duration = Duration::from_secs(25);
+/// How long requests in flight get to finish after that. What takes longer waits for a chain or for the rest of its own body: it
+/// has changed nothing yet, and may be sent again.
+const LAST_REQUESTS: Duration = Duration::from_secs(4);
 
 /// A running server.
 pub struct Server {
