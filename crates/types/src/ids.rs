@@ -145,6 +145,22 @@ hex_id! {
     TxHash, 32, "", "a transaction hash: 64 hex digits", "^[0-9a-f]{64}$"
 }
 
+hex_id! {
+    /// The address of a contract or an account on a chain.
+    Address, 20, "", "an address: 40 hex digits", "^[0-9a-f]{40}$"
+}
+
+hex_id! {
+    /// The identity of a node's processor, as its measurements give it and contracts list it.
+    DeviceId, 32, "", "a device id: 64 hex digits", "^[0-9a-f]{64}$"
+}
+
+impl From<AppId> for Address {
+    fn from(app: AppId) -> Self {
+        Self(app.0)
+    }
+}
+
 impl InstanceId {
     /// The first 20 bytes of SHA-256(seed ‖ app id), as the guest derives it.
     pub fn derive(seed: &[u8; 20], app: &AppId) -> Self {

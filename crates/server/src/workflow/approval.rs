@@ -9,7 +9,7 @@ use std::time::Duration;
 use casemate_chain::{Allowed, Evidence, Question, Verdict};
 use casemate_types::compose::ComposeDoc;
 use casemate_types::error::{ApprovalNeeded, OnchainStatus};
-use casemate_types::ids::{ComposeHash, CvmRef};
+use casemate_types::ids::{ComposeHash, CvmRef, IdError};
 use casemate_types::patch::{CommitUpdate, CvmPatch, TxProof};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -366,7 +366,9 @@ async fn look(app: &App, cvm: &Cvm, compose_hash: ComposeHash, tx: TxProof) -> R
         chain_id: kms.chain_id,
         app_id: cvm.app_id,
         compose_hash,
-        device_id: device_of(app, cvm)?,
+        device_id: device_of(app, cvm)?
+            .parse()
+            .map_err(|error: IdError| Error::Unavailable { service: "the node", source: error.into() })?,
         tx: match tx {
             TxProof::StateOnly => None,
             TxProof::Tx(tx) => Some(tx),

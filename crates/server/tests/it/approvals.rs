@@ -441,27 +441,10 @@ async fn a_rollback_asks_as_well() {
     );
 }
 
-/// A chain that takes its time: every question waits until it is let go.
-#[derive(Default)]
-struct Slow {
-    inside: Scripted,
-    go: tokio::sync::Notify,
-}
-
-#[async_trait::async_trait]
-impl casemate_chain::Chain for Slow {
-    async fn check(
-        &self,
-        question: &casemate_chain::Question,
-    ) -> Result<casemate_chain::Verdict, casemate_chain::Error> {
-        self.go.notified().await;
-        self.inside.check(question).await
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn one_verification_at_a_time_and_none_for_ever() {
-    let chain = Arc::new(Slow::default());
+    let chain = Arc::new(Scripted::default());
+    chain.hold();
     let world = World::with_chain(chain.clone()).await;
     let client = Client::of(&world).await;
     let cvm = deploy(&world, &client).await;
@@ -478,9 +461,9 @@ async fn one_verification_at_a_time_and_none_for_ever() {
     assert!(futures_util::poll!(&mut first).is_pending());
     let second = client.patch(&path, proof).await.expect(409);
     assert!(second.get("error_code").is_none(), "{second}");
-    chain.inside.allow_hash(cvm.app_id, asked);
-    chain.inside.allow_device(cvm.app_id, &world.app.node(cvm.node_id).expect("a node").facts().device_id);
-    chain.go.notify_one();
+    chain.allow_hash(cvm.app_id, asked);
+    chain.allow_device(cvm.app_id, &world.app.node(cvm.node_id).expect("a node").facts().device_id);
+    chain.let_go();
     first.await.expect(202);
 }
 

@@ -1,0 +1,143 @@
+//! What somebody has to send to an app's contract, ready to be signed elsewhere.
+
+use alloy_sol_types::SolCall;
+use casemate_types::ids::{Address, AppId, ComposeHash, DeviceId};
+use serde_json::{Value, json};
+
+use crate::abi::App;
+
+/// A call of an app's contract that its owner can make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Allow a compose hash.
+    AddComposeHash(ComposeHash),
+    /// Allow it no longer.
+    RemoveComposeHash(ComposeHash),
+    /// Allow a device.
+    AddDevice(DeviceId),
+    /// Allow it no longer.
+    RemoveDevice(DeviceId),
+}
+
+impl Action {
+    /// The transaction's data: selector and argument, 36 bytes.
+    pub fn calldata(self) -> Vec<u8> {
+        match self {
+            Self::AddComposeHash(hash) => App::addComposeHashCall { composeHash: hash.0.into() }.abi_encode(),
+            Self::RemoveComposeHash(hash) => {
+                App::removeComposeHashCall { composeHash: hash.0.into() }.abi_encode()
+            }
+            Self::AddDevice(device) => App::addDeviceCall { deviceId: device.0.into() }.abi_encode(),
+            Self::RemoveDevice(device) => App::removeDeviceCall { deviceId: device.0.into() }.abi_encode(),
+        }
+    }
+
+    /// The function's name, the argument's name, and the argument as `0x…`.
+    fn spelled(self) -> (&'static str, &'static str, String) {
+        match self {
+            Self::AddComposeHash(hash) => ("addComposeHash", "composeHash", format!("0x{hash}")),
+            Self::RemoveComposeHash(hash) => ("removeComposeHash", "composeHash", format!("0x{hash}")),
+            Self::AddDevice(device) => ("addDevice", "deviceId", format!("0x{device}")),
+            Self::RemoveDevice(device) => ("removeDevice", "deviceId", format!("0x{device}")),
+        }
+    }
+}
+
+/// An address with `0x` and the letter case of EIP-55, by which wallets find typing errors.
+pub fn checksummed(address: impl Into<Address>) -> String {
+    alloy_primitives::Address::from(address.into().0).to_checksum(None)
+}
+
+/// A file for the Transaction Builder of Safe wallets that makes these calls, in order and in one transaction.
+///
+/// `created_at_ms` is in milliseconds since 1970. The form is the builder's version 1.0, `BatchFile` in
+/// `apps/tx-builder/src/typings/models.ts` of github.com/safe-global/safe-react-apps. Calls are given by name and argument,
+/// not as bytes, so that signers read them. The optional checksum is left out.
+pub fn safe_batch(chain_id: u64, created_at_ms: u64, name: &str, calls: &[(AppId, Action)]) -> Value {
+    let transactions: Vec<_> = calls
+        .iter()
+        .map(|(app, action)| {
+            let (function, argument, value) = action.spelled();
+            json!({
+                "to": checksummed(*app),
+                "value": "0",
+                "data": null,
+                "contractMethod": {
+                    "inputs": [{ "internalType": "bytes32", "name": argument, "type": "bytes32" }],
+                    "name": function,
+                    "payable": false,
+                },
+                "contractInputsValues": { argument: value },
+            })
+        })
+        .collect();
+    json!({
+        "version": "1.0",
+        "chainId": chain_id.to_string(),
+        "createdAt": created_at_ms,
+        "meta": { "name": name, "description": "" },
+        "transactions": transactions,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calldata_is_the_selector_and_the_argument() {
+        let (hash, device) = (ComposeHash([0xab; 32]), DeviceId([0xcd; 32]));
+        for (action, selector, argument) in [
+            (Action::AddComposeHash(hash), [0xdf, 0xc7, 0x72, 0x23], hash.0),
+            (Action::RemoveComposeHash(hash), [0x67, 0xb3, 0xf2, 0x2c], hash.0),
+            (Action::AddDevice(device), [0x2a, 0x81, 0x97, 0x28], device.0),
+            (Action::RemoveDevice(device), [0x1d, 0x26, 0x62, 0x00], device.0),
+        ] {
+            assert_eq!(action.calldata(), [&selector[..], &argument].concat(), "{action:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_shown_as_eip_55_says() {
+        // The standard's own example.
+        let address: Address = "5aaeb6053f3e94c9b9a09f33669435e7ef1beaed".parse().unwrap();
+        assert_eq!(checksummed(address), "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed");
+    }
+
+    #[test]
+    fn a_safe_batch_names_function_and_argument() {
+        let app: AppId = "5aaeb6053f3e94c9b9a09f33669435e7ef1beaed".parse().unwrap();
+        let calls = [
+            (app, Action::AddComposeHash(ComposeHash([0xab; 32]))),
+            (app, Action::AddDevice(DeviceId([0xcd; 32]))),
+        ];
+        let batch = safe_batch(8453, 1_767_225_600_000, "web-1: update", &calls);
+        let input = |name: &str| json!([{ "internalType": "bytes32", "name": name, "type": "bytes32" }]);
+        assert_eq!(
+            batch,
+            json!({
+                "version": "1.0",
+                "chainId": "8453",
+                "createdAt": 1_767_225_600_000_u64,
+                "meta": { "name": "web-1: update", "description": "" },
+                "transactions": [
+                    {
+                        "to": "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
+                        "value": "0",
+                        "data": null,
+                        "contractMethod":
+                            { "inputs": input("composeHash"), "name": "addComposeHash", "payable": false },
+                        "contractInputsValues": { "composeHash": format!("0x{}", "ab".repeat(32)) },
+                    },
+                    {
+                        "to": "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
+                        "value": "0",
+                        "data": null,
+                        "contractMethod": { "inputs": input("deviceId"), "name": "addDevice", "payable": false },
+                        "contractInputsValues": { "deviceId": format!("0x{}", "cd".repeat(32)) },
+                    },
+                ],
+            })
+        );
+    }
+}
