@@ -58,6 +58,9 @@ impl ChainConfig {
 #[derive(Clone, PartialEq, Eq)]
 pub struct RpcUrl(Url);
 
+/// Shorter parts of an address, such as `v2` or `mainnet`, are words.
+const SHORTEST_KEY: usize = 8;
+
 /// Why a text is no [`RpcUrl`]. Does not repeat the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RpcUrlError {
@@ -73,6 +76,19 @@ impl RpcUrl {
     /// The whole address, keys and all.
     pub(crate) fn secret(&self) -> &Url {
         &self.0
+    }
+
+    /// What a node said, fit to be shown: short, on one line, and without any part of the address that may be a key.
+    pub(crate) fn scrubbed(&self, said: impl fmt::Display) -> String {
+        let (url, mut text) = (&self.0, said.to_string());
+        let query = url.query_pairs().map(|(_, value)| value.into_owned());
+        let path = url.path().split('/').chain(url.query().unwrap_or_default().split(['&', '=']));
+        let user = [url.username(), url.password().unwrap_or_default()];
+        let secrets: Vec<_> = path.chain(user).map(ToOwned::to_owned).chain(query).collect();
+        for secret in secrets.iter().filter(|secret| secret.len() >= SHORTEST_KEY) {
+            text = text.replace(secret.as_str(), "…");
+        }
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
     }
 
     /// Host and port, as they may be shown.
@@ -117,6 +133,9 @@ mod tests {
             (url.to_string(), format!("{url:?}")),
             ("rpc.example:8443".into(), "RpcUrl(rpc.example:8443)".into())
         );
+        let url: RpcUrl = "https://me:password@rpc.example/v2/0123456789?k=abcdefghi".parse().unwrap();
+        let said = url.scrubbed("v2 with 0123456789,\nabcdefghi or password");
+        assert_eq!(said, "v2 with …, … or …");
         for (text, error) in [("KEY", RpcUrlError::Form), ("wss://rpc.example/KEY", RpcUrlError::Scheme)] {
             assert_eq!(text.parse::<RpcUrl>(), Err(error));
             assert!(!error.to_string().contains("KEY"));

@@ -10,6 +10,7 @@ mod abi;
 mod action;
 mod ask;
 mod config;
+mod evm;
 mod scripted;
 
 pub use action::{Action, checksummed, safe_batch};
@@ -18,4 +19,5 @@ pub use ask::{
     Registration, Standing, State, Subject, Verdict, What,
 };
 pub use config::{ChainConfig, RpcUrl, RpcUrlError};
+pub use evm::Evm;
 pub use scripted::Scripted;

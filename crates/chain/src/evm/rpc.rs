@@ -1,0 +1,238 @@
+//! JSON-RPC over HTTP, with one node.
+//!
+//! Calls travel in batches, and each batch begins with `eth_chainId`: whatever stands behind the address at that moment, a
+//! new machine behind a load balancer or the wrong one after a change of its configuration, its answers count only together
+//! with its own word for which chain it speaks.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use reqwest::header::CONTENT_TYPE;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::wire::Quantity;
+use crate::ask::Error;
+use crate::config::{ChainConfig, RpcUrl};
+
+/// Nodes refuse batches longer than they like. The shortest such limit that is common is 100.
+const BATCH: usize = 99;
+
+/// A node.
+pub(crate) struct Endpoint {
+    pub(crate) url: RpcUrl,
+    http: OnceLock<Result<reqwest::Client, String>>,
+    chain_id: u64,
+    timeout: Duration,
+    max_answer_bytes: usize,
+}
+
+/// What a node is asked to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) method: &'static str,
+    pub(crate) params: Value,
+}
+
+/// What it answers: a result, `null` included, or that it will not.
+pub(crate) type Reply = Result<Box<RawValue>, Refusal>;
+
+/// A node's own words for why it does not do what it was asked to do, with nothing in them that is a key.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    host: String,
+    code: i64,
+    message: String,
+}
+
+/// Why a node's answer is none.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    Unreachable(String),
+    Nonsense(String),
+    /// It is longer than the limit. Asking for less may help.
+    TooLong(String),
+    Refused(Refusal),
+}
+
+impl From<Trouble> for Error {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Unreachable(why) => Self::Unreachable(why),
+            Trouble::Nonsense(why) | Trouble::TooLong(why) => Self::Nonsense(why),
+            Trouble::Refused(Refusal { host, code, message }) => {
+                Self::Unreachable(format!("{host} refuses: {message} ({code})"))
+            }
+        }
+    }
+}
+
+impl Refusal {
+    /// The contract's code ended in an error, as opposed to a node that could not run it.
+    ///
+    /// Only `3` is a common code for it, and that only for reverts, so the words decide. Taking an execution error for
+    /// trouble would be harmless but tiresome: no answer about an app, for ever.
+    pub(crate) fn is_of_the_contract(&self) -> bool {
+        const WORDS: [&str; 5] = ["revert", "opcode", "out of gas", "invalid jump", "stack underflow"];
+        let message = self.message.to_ascii_lowercase();
+        self.code == 3 || WORDS.iter().any(|word| message.contains(word))
+    }
+}
+
+#[derive(Serialize)]
+struct Request<'a> {
+    jsonrpc: &'static str,
+    id: usize,
+    method: &'a str,
+    params: &'a Value,
+}
+
+#[derive(Deserialize)]
+struct Response {
+    id: Option<usize>,
+    result: Option<Box<RawValue>>,
+    error: Option<ErrorObject>,
+}
+
+#[derive(Deserialize)]
+struct ErrorObject {
+    code: i64,
+    #[serde(default)]
+    message: String,
+}
+
+impl Endpoint {
+    pub(crate) fn new(config: &ChainConfig, url: RpcUrl) -> Self {
+        Self {
+            url,
+            http: OnceLock::new(),
+            chain_id: config.chain_id,
+            timeout: config.call_timeout,
+            max_answer_bytes: config.max_answer_bytes,
+        }
+    }
+
+    /// The answers to `calls`, in their order. All of them are of the configured chain, or there is none.
+    pub(crate) async fn exchange(&self, calls: &[Call]) -> Result<Vec<Reply>, Trouble> {
+        let mut replies = Vec::with_capacity(calls.len());
+        for some in calls.chunks(BATCH) {
+            let late = || self.unreachable(format_args!("gave no whole answer within {:?}", self.timeout));
+            replies.extend(tokio::time::timeout(self.timeout, self.batch(some)).await.map_err(|_| late())??);
+        }
+        Ok(replies)
+    }
+
+    async fn batch(&self, calls: &[Call]) -> Result<Vec<Reply>, Trouble> {
+        let chain_id = Call { method: "eth_chainId", params: Value::Array(Vec::new()) };
+        let requests: Vec<_> = std::iter::once(&chain_id)
+            .chain(calls)
+            .enumerate()
+            .map(|(id, call)| Request { jsonrpc: "2.0", id, method: call.method, params: &call.params })
+            .collect();
+        let answer = self.post(serde_json::to_vec(&requests).expect("string keys only")).await?;
+        let mut replies = self.sorted(&answer, requests.len())?.into_iter();
+        let spoken = replies.next().ok_or_else(|| self.nonsense("answers with an empty batch"))?;
+        match self.read::<Quantity>(spoken)? {
+            Quantity(id) if id == self.chain_id => Ok(replies.collect()),
+            Quantity(other) => {
+                Err(self.nonsense(format_args!("speaks for chain {other}, not for chain {}", self.chain_id)))
+            }
+        }
+    }
+
+    async fn post(&self, body: Vec<u8>) -> Result<Vec<u8>, Trouble> {
+        let broken = |error: reqwest::Error| self.unreachable(cause(&error));
+        let request = self.http()?.post(self.url.secret().clone()).header(CONTENT_TYPE, "application/json");
+        let mut response = request.body(body).send().await.map_err(broken)?;
+        if !response.status().is_success() {
+            return Err(self.unreachable(format_args!("answers with HTTP status {}", response.status())));
+        }
+        let limit = self.max_answer_bytes;
+        let too_long = || Trouble::TooLong(format!("{} answers with more than {limit} bytes", self.url));
+        if response.content_length().is_some_and(|length| length > limit as u64) {
+            return Err(too_long());
+        }
+        let mut answer = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(broken)? {
+            if chunk.len() > limit - answer.len() {
+                return Err(too_long());
+            }
+            answer.extend_from_slice(&chunk);
+        }
+        Ok(answer)
+    }
+
+    /// One reply for each id below `count`.
+    fn sorted(&self, answer: &[u8], count: usize) -> Result<Vec<Reply>, Trouble> {
+        // A node that refuses the whole batch answers with a single object.
+        if let Ok(Response { error: Some(error), .. }) = serde_json::from_slice(answer) {
+            return Err(Trouble::Refused(self.refusal(error)));
+        }
+        let Ok(responses) = serde_json::from_slice::<Vec<Response>>(answer) else {
+            return Err(self.nonsense("answers with something that is not JSON-RPC"));
+        };
+        let mut replies: Vec<Option<Reply>> = Vec::new();
+        replies.resize_with(count, || None);
+        for Response { id, result, error } in responses {
+            let free = id.and_then(|id| replies.get_mut(id)).filter(|reply| reply.is_none());
+            let Some(free) = free else { return Err(self.nonsense("answers what it was not asked")) };
+            *free = Some(match error {
+                Some(error) => Err(self.refusal(error)),
+                None => Ok(result.unwrap_or_else(|| RawValue::NULL.to_owned())),
+            });
+        }
+        let all: Option<Vec<_>> = replies.into_iter().collect();
+        all.ok_or_else(|| self.nonsense("leaves questions unanswered"))
+    }
+
+    /// What a reply says, if it says a `T`.
+    pub(crate) fn read<T: DeserializeOwned>(&self, reply: Reply) -> Result<T, Trouble> {
+        let result = reply.map_err(Trouble::Refused)?;
+        serde_json::from_str(result.get()).map_err(|error| {
+            self.nonsense(format_args!("answers in another form: {}", self.url.scrubbed(error)))
+        })
+    }
+
+    fn http(&self) -> Result<&reqwest::Client, Trouble> {
+        let built = self.http.get_or_init(|| {
+            let mut builder = reqwest::Client::builder()
+                .user_agent(concat!("casemate/", env!("CARGO_PKG_VERSION")))
+                // The key must not follow to wherever an answer points.
+                .redirect(reqwest::redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                .tcp_nodelay(true);
+            // Loading certificates takes longer than everything else.
+            if self.url.secret().scheme() == "http" {
+                builder = builder.tls_certs_only([]);
+            }
+            builder.build().map_err(|error| cause(&error))
+        });
+        built.as_ref().map_err(|why| self.unreachable(why))
+    }
+
+    fn refusal(&self, ErrorObject { code, message }: ErrorObject) -> Refusal {
+        Refusal { host: self.url.host(), code, message: self.url.scrubbed(message) }
+    }
+
+    pub(crate) fn unreachable(&self, what: impl std::fmt::Display) -> Trouble {
+        Trouble::Unreachable(format!("{} {what}", self.url))
+    }
+
+    pub(crate) fn nonsense(&self, what: impl std::fmt::Display) -> Trouble {
+        Trouble::Nonsense(format!("{} {what}", self.url))
+    }
+}
+
+/// The innermost reason. The outer ones name the whole address.
+fn cause(error: &reqwest::Error) -> String {
+    let mut inner: &dyn std::error::Error = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    if std::ptr::addr_eq(inner, error) {
+        return if error.is_timeout() { "takes too long".into() } else { "cannot be asked".into() };
+    }
+    format!("cannot be asked: {inner}")
+}
