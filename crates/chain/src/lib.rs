@@ -10,7 +10,11 @@ mod abi;
 mod action;
 mod ask;
 mod config;
+#[cfg(feature = "dev")]
+pub mod dev;
 mod evm;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod scripted;
 
 pub use action::{Action, checksummed, safe_batch};

@@ -9,9 +9,9 @@
 //! contracts are asked at the head by its hash, which a node refuses if that block is no longer the chain's (EIP-1898). A
 //! node that lies consistently is believed: nothing but a proof of consensus could find it out.
 
-mod rpc;
+pub(crate) mod rpc;
 mod session;
-mod wire;
+pub(crate) mod wire;
 
 use std::future::Future;
 use std::sync::Arc;

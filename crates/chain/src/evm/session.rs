@@ -257,17 +257,17 @@ impl Session {
         let Some(tx) = question.tx else { return self.check_state(head, question).await };
         let mut torn = 0;
         loop {
-            let why = match self.look(question, tx).await? {
+            let next = Instant::now() + self.config.poll_every;
+            match self.look(question, tx).await? {
                 Look::Done(verdict) => return Ok(verdict),
-                Look::Later(why) => Ok(Verdict::NotYet(why)),
+                Look::Later(why) if next > patience => return Ok(Verdict::NotYet(why)),
+                Look::Later(_) => {}
                 Look::Torn(why) => {
                     torn += 1;
-                    Err(self.endpoint.nonsense(why))
+                    if torn == ATTEMPTS {
+                        return Err(self.endpoint.nonsense(why));
+                    }
                 }
-            };
-            let next = Instant::now() + self.config.poll_every;
-            if torn == ATTEMPTS || next > patience {
-                return why;
             }
             tokio::time::sleep_until(next).await;
         }
