@@ -78,6 +78,13 @@ impl RpcUrl {
         &self.0
     }
 
+    /// Is the node on this machine? Then no proxy leads to it.
+    pub(crate) fn is_local(&self) -> bool {
+        let host = self.0.host_str().unwrap_or_default();
+        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+
     /// What a node said, fit to be shown: short, on one line, and without any part of the address that may be a key.
     pub(crate) fn scrubbed(&self, said: impl fmt::Display) -> String {
         let (url, mut text) = (&self.0, said.to_string());
@@ -136,6 +143,11 @@ mod tests {
         let url: RpcUrl = "https://me:password@rpc.example/v2/0123456789?k=abcdefghi".parse().unwrap();
         let said = url.scrubbed("v2 with 0123456789,\nabcdefghi or password");
         assert_eq!(said, "v2 with …, … or …");
+        for (text, local) in
+            [("http://127.0.0.1:8545", true), ("http://[::1]:1", true), ("https://rpc.example", false)]
+        {
+            assert_eq!(text.parse::<RpcUrl>().unwrap().is_local(), local, "{text}");
+        }
         for (text, error) in [("KEY", RpcUrlError::Form), ("wss://rpc.example/KEY", RpcUrlError::Scheme)] {
             assert_eq!(text.parse::<RpcUrl>(), Err(error));
             assert!(!error.to_string().contains("KEY"));

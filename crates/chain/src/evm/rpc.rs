@@ -4,12 +4,13 @@
 //! new machine behind a load balancer or the wrong one after a change of its configuration, its answers count only together
 //! with its own word for which chain it speaks.
 
+use std::fmt;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::header::CONTENT_TYPE;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, DeserializeOwned, DeserializeSeed, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -96,6 +97,36 @@ struct Response {
     error: Option<ErrorObject>,
 }
 
+/// Reads so many responses. A list of millions of empty ones would take far more memory than its text.
+struct AtMost(usize);
+
+impl<'de> DeserializeSeed<'de> for AtMost {
+    type Value = Vec<Response>;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
+        from.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AtMost {
+    type Value = Vec<Response>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of {} responses", self.0)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
+        let mut responses = Vec::with_capacity(self.0);
+        while let Some(response) = from.next_element()? {
+            if responses.len() == self.0 {
+                return Err(de::Error::invalid_length(self.0 + 1, &self));
+            }
+            responses.push(response);
+        }
+        Ok(responses)
+    }
+}
+
 #[derive(Deserialize)]
 struct ErrorObject {
     code: i64,
@@ -170,9 +201,13 @@ impl Endpoint {
         if let Ok(Response { error: Some(error), .. }) = serde_json::from_slice(answer) {
             return Err(Trouble::Refused(self.refusal(error)));
         }
-        let Ok(responses) = serde_json::from_slice::<Vec<Response>>(answer) else {
-            return Err(self.nonsense("answers with something that is not JSON-RPC"));
-        };
+        let mut json = serde_json::Deserializer::from_slice(answer);
+        let responses = AtMost(count)
+            .deserialize(&mut json)
+            .and_then(|responses| json.end().map(|()| responses))
+            .map_err(|error| {
+                self.nonsense(format_args!("answers with something that is not JSON-RPC: {error}"))
+            })?;
         let mut replies: Vec<Option<Reply>> = Vec::new();
         replies.resize_with(count, || None);
         for Response { id, result, error } in responses {
@@ -207,6 +242,9 @@ impl Endpoint {
             if self.url.secret().scheme() == "http" {
                 builder = builder.tls_certs_only([]);
             }
+            if self.url.is_local() {
+                builder = builder.no_proxy();
+            }
             builder.build().map_err(|error| cause(&error))
         });
         built.as_ref().map_err(|why| self.unreachable(why))
@@ -216,11 +254,11 @@ impl Endpoint {
         Refusal { host: self.url.host(), code, message: self.url.scrubbed(message) }
     }
 
-    pub(crate) fn unreachable(&self, what: impl std::fmt::Display) -> Trouble {
+    pub(crate) fn unreachable(&self, what: impl fmt::Display) -> Trouble {
         Trouble::Unreachable(format!("{} {what}", self.url))
     }
 
-    pub(crate) fn nonsense(&self, what: impl std::fmt::Display) -> Trouble {
+    pub(crate) fn nonsense(&self, what: impl fmt::Display) -> Trouble {
         Trouble::Nonsense(format!("{} {what}", self.url))
     }
 }
@@ -235,4 +273,28 @@ fn cause(error: &reqwest::Error) -> String {
         return if error.is_timeout() { "takes too long".into() } else { "cannot be asked".into() };
     }
     format!("cannot be asked: {inner}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_responses_are_read_than_calls_were_made() {
+        let endpoint = Endpoint::new(&ChainConfig::new(1, Vec::new()), "http://rpc.example".parse().unwrap());
+        let sorted = |answer: &str| {
+            endpoint.sorted(answer.as_bytes(), 2).map_err(|trouble| Error::from(trouble).to_string())
+        };
+        let replies = sorted(r#"[{"id":1,"result":null},{"id":0,"result":"0x1"}]"#).unwrap();
+        assert_eq!(endpoint.read::<Quantity>(replies[0].clone()).unwrap(), Quantity(1));
+        assert_eq!(endpoint.read::<Option<Quantity>>(replies[1].clone()).unwrap(), None);
+        // What comes behind the third is not even looked at.
+        let error = sorted(r#"[{},{},{} and so on"#).unwrap_err();
+        assert!(error.contains("invalid length 3, expected a list of 2 responses"), "{error}");
+        for answer in
+            ["[{},{}]", r#"[{"id":0},{"id":0}]"#, r#"[{"id":0}]"#, r#"[{"id":0},{"id":1}] more"#, "7"]
+        {
+            assert!(sorted(answer).unwrap_err().contains("rpc.example"), "{answer}");
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! What the contracts of key services and apps say.
 
-use casemate_chain::dev::ACCOUNTS;
+use alloy_primitives::hex::{decode_to_array, encode_prefixed};
+use alloy_sol_types::{SolCall, sol};
+use casemate_chain::dev::{ACCOUNTS, MULTICALL};
 use casemate_chain::{Action, Allowed, BootAnswer, BootInfo, Chain, Standing, Subject};
 use casemate_types::ids::{Address, AppId, ComposeHash, DeviceId, InstanceId};
 use serde_json::json;
@@ -8,6 +10,36 @@ use serde_json::json;
 use crate::world::{
     DEVICE, FIRST, GATEWAY, NEXT, OS_IMAGE, OTHER_DEVICE, OWNER, STRANGER, World, bytes32, number,
 };
+
+sol! {
+    /// What the contracts have beside the functions that the client calls.
+    interface App {
+        struct Call3 {
+            address target;
+            bool allowFailure;
+            bytes callData;
+        }
+
+        struct Result {
+            bool success;
+            bytes returnData;
+        }
+
+        function initialize(address owner, bool requireTcb, bool anyDevice, bytes32 deviceId, bytes32 composeHash);
+        function setRequireTcbUpToDate(bool required);
+        function requireTcbUpToDate() view returns (bool);
+        function transferOwnership(address newOwner);
+        function acceptOwnership();
+        function pendingOwner() view returns (address);
+        function supportsInterface(bytes4 interfaceId) view returns (bool);
+        function version() view returns (uint256);
+        function appImplementation() view returns (address);
+        function kmsInfo() view returns (bytes, bytes, bytes, bytes);
+        function deployAndRegisterApp(address owner, bool disableUpgrades, bool allowAnyDevice, bytes32 deviceId, bytes32 composeHash) returns (address);
+        function deployAndRegisterApp(address owner, bool disableUpgrades, bool requireTcbUpToDate, bool allowAnyDevice, bytes32 deviceId, bytes32 composeHash) returns (address);
+        function aggregate3(Call3[] calls) payable returns (Result[]);
+    }
+}
 
 #[tokio::test]
 async fn many_subjects_are_read_at_one_block() {
@@ -111,12 +143,8 @@ async fn a_machine_boots_if_both_contracts_agree() {
     }
 
     // An app may insist on a processor without known flaws.
-    let set_require_tcb_up_to_date = format!("0x6e4c7422{:064x}", 1);
-    let transaction = json!({
-        "from": format!("0x{OWNER}"), "to": format!("0x{}", world.app), "data": set_require_tcb_up_to_date,
-    });
-    world.call("eth_sendTransaction", json!([transaction])).await;
-    world.mine(1).await;
+    let required = App::setRequireTcbUpToDateCall { required: true }.abi_encode();
+    world.chain().send(OWNER, world.app.into(), &required).await.unwrap();
     let old = BootInfo { tcb_status: "OutOfDate".into(), ..good.clone() };
     assert_eq!(evm.is_app_allowed(kms, &old).await.unwrap().reason, "TCB not up to date");
     assert_eq!(evm.is_app_allowed(kms, &good).await.unwrap(), yes);
@@ -126,9 +154,8 @@ async fn a_machine_boots_if_both_contracts_agree() {
 async fn ownership_moves_in_two_steps() {
     let world = World::start().await;
     let (chain, evm) = (world.chain(), world.evm());
-    let to = format!("{:0>64}", STRANGER.to_string());
-    let transfer = [vec![0xf2, 0xfd, 0xe3, 0x8b], bytes(&to)].concat();
-    let accept = [0x79, 0xba, 0x50, 0x97];
+    let transfer = App::transferOwnershipCall { newOwner: STRANGER.0.into() }.abi_encode();
+    let accept = App::acceptOwnershipCall {}.abi_encode();
     let owner = async || evm.registration(world.contracts.kms, world.app).await.unwrap().owner;
     chain.send(OWNER, world.app.into(), &transfer).await.unwrap();
     assert_eq!(owner().await, Some(OWNER));
@@ -142,15 +169,82 @@ async fn ownership_moves_in_two_steps() {
 #[tokio::test]
 async fn an_apps_contract_is_set_up_once() {
     let world = World::start().await;
-    let initialize = format!("{:0>64}", STRANGER.to_string()) + &"0".repeat(64 * 4);
-    let selector = [0x8e, 0x1f, 0x5d, 0x2b];
-    for contract in [Address::from(world.app), world.contracts.kms] {
-        let data = [selector.to_vec(), bytes(&initialize)].concat();
-        assert!(world.chain().send(STRANGER, contract, &data).await.is_err());
+    let initialize = App::initializeCall {
+        owner: STRANGER.0.into(),
+        requireTcb: false,
+        anyDevice: true,
+        deviceId: [0; 32].into(),
+        composeHash: [0; 32].into(),
+    };
+    let kms = world.contracts.kms;
+    let implementation = world.ask(kms, &App::appImplementationCall {}).await;
+    let implementation = Address(implementation[12..].try_into().unwrap());
+    for contract in [Address::from(world.app), implementation] {
+        let call = json!([{ "to": format!("0x{contract}"), "data": encode_prefixed(initialize.abi_encode()) }, "latest"]);
+        let error = world.chain().call("eth_call", call).await.unwrap_err().to_string();
+        // `InvalidInitialization()`
+        assert!(error.contains("0xf92ee8a9"), "{error}");
     }
 }
 
-fn bytes(digits: &str) -> Vec<u8> {
-    let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex digits");
-    (0..digits.len()).step_by(2).map(byte).collect()
+/// Clients look at these before they send anything.
+#[tokio::test]
+async fn contracts_say_what_they_are() {
+    let world = World::start().await;
+    let (kms, app) = (world.contracts.kms, Address::from(world.app));
+    for (contract, interface, has) in [
+        (app, "01ffc9a7", true),
+        (app, "1e079198", true),
+        (app, "8fd37527", true),
+        (app, "ffffffff", false),
+        (kms, "01ffc9a7", true),
+        (kms, "1e079198", true),
+        (kms, "8fd37527", false),
+    ] {
+        let id: [u8; 4] = decode_to_array(interface).unwrap();
+        let answer = world.ask(contract, &App::supportsInterfaceCall { interfaceId: id.into() }).await;
+        assert_eq!(answer[31], u8::from(has), "{contract} {interface}");
+    }
+    for contract in [kms, app] {
+        assert_eq!(world.ask(contract, &App::versionCall {}).await[31], 2);
+        assert_eq!(world.ask(contract, &App::pendingOwnerCall {}).await, [0; 32]);
+    }
+    // Both forms of the factory's function, told apart by one more flag.
+    assert_eq!(App::deployAndRegisterApp_0Call::SELECTOR, [0x86, 0x18, 0x16, 0x9d]);
+    assert_eq!(App::deployAndRegisterApp_1Call::SELECTOR, [0x9c, 0xb9, 0xc3, 0x1f]);
+    let strict = App::deployAndRegisterApp_1Call {
+        owner: OWNER.0.into(),
+        disableUpgrades: true,
+        requireTcbUpToDate: true,
+        allowAnyDevice: false,
+        deviceId: DEVICE.0.into(),
+        composeHash: FIRST.0.into(),
+    };
+    let made = world.ask(kms, &strict).await;
+    world.chain().send(STRANGER, kms, &strict.abi_encode()).await.unwrap();
+    let made = Address(made[12..].try_into().unwrap());
+    assert_eq!(world.ask(made, &App::requireTcbUpToDateCall {}).await[31], 1);
+    let of = Subject { app_id: AppId(made.0), compose_hash: FIRST, device_id: DEVICE };
+    assert!(world.evm().state(&[of]).await.unwrap().standings[0].now.both());
+    // ABI-encoded: four empty byte strings.
+    assert_eq!(world.ask(kms, &App::kmsInfoCall {}).await.len(), 32 * 8);
+}
+
+/// Many calls in one, where clients expect it.
+#[tokio::test]
+async fn multicall_is_at_its_usual_address() {
+    let world = World::start().await;
+    let call =
+        |data: Vec<u8>| App::Call3 { target: world.app.0.into(), allowFailure: true, callData: data.into() };
+    let calls = vec![call(App::versionCall {}.abi_encode()), call(vec![1, 2, 3, 4])];
+    let answer = world.ask(MULTICALL, &App::aggregate3Call { calls: calls.clone() }).await;
+    let results = App::aggregate3Call::abi_decode_returns(&answer).unwrap();
+    assert_eq!(
+        (results[0].success, results[0].returnData.last(), results[1].success),
+        (true, Some(&2), false)
+    );
+    let strict = calls.into_iter().map(|call| App::Call3 { allowFailure: false, ..call }).collect();
+    let data = encode_prefixed(App::aggregate3Call { calls: strict }.abi_encode());
+    let call = json!([{ "to": format!("0x{MULTICALL}"), "data": data }, "latest"]);
+    assert!(world.chain().call("eth_call", call).await.is_err());
 }

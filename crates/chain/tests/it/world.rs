@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use alloy_primitives::hex;
+use alloy_sol_types::SolCall;
 use casemate_chain::dev::{ACCOUNTS, Anvil, Contracts, DevChain, find_anvil};
 use casemate_chain::faults::Proxy;
 use casemate_chain::{Action, Chain, ChainConfig, Evm, Question, RpcUrl, Verdict};
@@ -99,6 +101,14 @@ impl World {
 
     pub(crate) async fn call(&self, method: &'static str, params: Value) -> Value {
         self.chain().call(method, params).await.expect("the node does it")
+    }
+
+    /// What a contract returns.
+    pub(crate) async fn ask(&self, to: Address, function: &impl SolCall) -> Vec<u8> {
+        let data = hex::encode_prefixed(function.abi_encode());
+        let returned =
+            self.call("eth_call", json!([{ "to": format!("0x{to}"), "data": data }, "latest"])).await;
+        hex::decode(returned.as_str().expect("text")).expect("bytes")
     }
 
     pub(crate) async fn mine(&self, blocks: u64) {
