@@ -1,5 +1,7 @@
 //! Nodes that are down, slow, behind or of another chain.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use casemate_chain::dev::{Anvil, StartError, find_anvil};
@@ -164,8 +166,35 @@ async fn an_anvil_that_cannot_be_started_says_why() {
 #[tokio::test]
 async fn an_anvil_ends_with_its_owner() {
     let running = anvil(1).await;
-    let url = running.chain.rpc_url();
+    let chain = evm(ChainConfig { chain_id: 1, ..config([running.chain.rpc_url()]) });
+    chain.head().await.unwrap();
     drop(running);
-    let error = evm(ChainConfig { chain_id: 1, ..config([url]) }).head().await.unwrap_err().to_string();
+    let error = chain.head().await.unwrap_err().to_string();
     assert!(error.contains("refused"), "{error}");
+}
+
+/// Makes this program, started once more, one that has an anvil and waits to be killed.
+const HOLD: &str = "CASEMATE_TEST_HOLD_ANVIL";
+
+#[tokio::test]
+async fn an_anvil_ends_with_a_killed_owner() {
+    if std::env::var_os(HOLD).is_some() {
+        let running = anvil(1).await;
+        println!("holds {}", running.chain.url());
+        std::future::pending::<()>().await;
+    }
+    let mut owner = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "faults::an_anvil_ends_with_a_killed_owner", "--nocapture"])
+        .env(HOLD, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(owner.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let url = said.filter_map(|line| Some(line.split_once("holds ")?.1.to_owned())).next().expect("a URL");
+    let chain = evm(ChainConfig { chain_id: 1, ..config([url.parse().unwrap()]) });
+    chain.head().await.unwrap();
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    let gone = async { while chain.head().await.is_ok() {} };
+    tokio::time::timeout(FOR_EVER, gone).await.expect("it ends too");
 }
