@@ -237,6 +237,8 @@ impl Endpoint {
                 // The key must not follow to wherever an answer points.
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
+                // Shorter than any server's, so that no question meets a connection that is just being closed.
+                .pool_idle_timeout(Duration::from_secs(20))
                 .tcp_nodelay(true);
             // Loading certificates takes longer than everything else.
             if self.url.secret().scheme() == "http" {

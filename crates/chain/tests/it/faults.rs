@@ -166,10 +166,11 @@ async fn an_anvil_that_cannot_be_started_says_why() {
 #[tokio::test]
 async fn an_anvil_ends_with_its_owner() {
     let running = anvil(1).await;
-    let chain = evm(ChainConfig { chain_id: 1, ..config([running.chain.rpc_url()]) });
-    chain.head().await.unwrap();
+    let chain = || evm(ChainConfig { chain_id: 1, ..config([running.chain.rpc_url()]) });
+    chain().head().await.unwrap();
+    let gone = chain();
     drop(running);
-    let error = chain.head().await.unwrap_err().to_string();
+    let error = gone.head().await.unwrap_err().to_string();
     assert!(error.contains("refused"), "{error}");
 }
 
