@@ -23,6 +23,9 @@ pub struct ChainConfig {
     pub receipt_wait: Duration,
     /// How often it is looked for meanwhile.
     pub poll_every: Duration,
+    /// How many calls travel in one request, `eth_chainId` included; at least 2. Nodes refuse more than they like, often 100
+    /// or 1,000, some public ones 10.
+    pub batch_calls: usize,
     /// More bytes than this in one answer are not read.
     pub max_answer_bytes: usize,
     /// An endpoint whose newest block is older than this is not believed. None: any age, for chains that make a block only
@@ -46,6 +49,7 @@ impl ChainConfig {
             deadline: Duration::from_secs(18),
             receipt_wait: Duration::from_secs(15),
             poll_every: Duration::from_secs(1),
+            batch_calls: 100,
             max_answer_bytes: 8 << 20,
             max_head_age: Some(Duration::from_secs(300)),
             max_lag_blocks: 50,

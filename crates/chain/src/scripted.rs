@@ -270,3 +270,53 @@ impl Chain for Scripted {
         Ok(self.asked()?.any_device.contains(&app))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use casemate_types::ids::InstanceId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_answers_come_from_one_script() {
+        let (chain, kms) = (Scripted::default(), Address([1; 20]));
+        let (app, hash, device, tx) =
+            (AppId([2; 20]), ComposeHash([3; 32]), DeviceId([4; 32]), TxHash([5; 32]));
+        let question =
+            Question { chain_id: 1, app_id: app, compose_hash: hash, device_id: device, tx: Some(tx) };
+        let subject = Subject { app_id: app, compose_hash: hash, device_id: device };
+        let boot = BootInfo {
+            app_id: app,
+            compose_hash: hash,
+            instance_id: InstanceId([6; 20]),
+            device_id: device,
+            mr_aggregated: [0; 32],
+            mr_system: [0; 32],
+            os_image_hash: [7; 32],
+            tcb_status: "UpToDate".into(),
+            advisory_ids: Vec::new(),
+        };
+        assert!(matches!(chain.check(&question).await.unwrap(), Verdict::NotYet(_)));
+        assert!(!chain.is_app_allowed(kms, &boot).await.unwrap().allowed);
+        chain.register_app(kms, app, Address([8; 20]));
+        chain.allow_os_image(kms, [7; 32]);
+        chain.register(tx, app, hash);
+        chain.allow_device(app, &device.to_string());
+        let Verdict::Confirmed(evidence) = chain.check(&question).await.unwrap() else {
+            panic!("not confirmed")
+        };
+        assert!(chain.state(&[subject]).await.unwrap().standings[0].confirmed);
+        assert!(chain.is_app_allowed(kms, &boot).await.unwrap().allowed);
+        let changes = chain.changes(app, evidence.block, u64::MAX).await.unwrap();
+        let whats: Vec<_> = changes.changes.iter().map(|change| change.what).collect();
+        assert_eq!(whats, [What::HashAdded(hash), What::DeviceAdded(device)]);
+        assert_eq!((changes.changes[0].tx, changes.changes[0].block.hash), (tx, evidence.block_hash));
+
+        chain.forbid_hash(app, hash);
+        let gone = Allowed { compose_hash: false, device: true };
+        assert_eq!(chain.check(&question).await.unwrap(), Verdict::NotAllowed(gone));
+        assert!(!chain.is_app_allowed(kms, &boot).await.unwrap().allowed);
+        chain.set_down(true);
+        assert!(chain.state(&[subject]).await.is_err());
+    }
+}

@@ -71,7 +71,7 @@ impl Evm {
                     Error::Unreachable(why)
                 }
             };
-            tracing::debug!(chain.id = self.config.chain_id, %error, "a node of the chain gave no answer");
+            tracing::warn!(chain.id = self.config.chain_id, %error, "a node of the chain gave no answer");
             errors.push(error);
             if Instant::now() >= until {
                 break;
@@ -124,8 +124,15 @@ impl Evm {
             match head {
                 None => late.push((session, None)),
                 Some(head) => match head.and_then(|head| session.believe(head).map(|()| head)) {
-                    Ok(head) => first.push((session, Some(head))),
-                    Err(trouble) => errors.push(trouble.into()),
+                    Ok(head) => {
+                        endpoint.note(None);
+                        first.push((session, Some(head)));
+                    }
+                    Err(trouble) => {
+                        let error = trouble.into();
+                        endpoint.note(Some(&error));
+                        errors.push(error);
+                    }
                 },
             }
         }

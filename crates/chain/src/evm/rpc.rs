@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::header::CONTENT_TYPE;
@@ -18,16 +19,15 @@ use super::wire::Quantity;
 use crate::ask::Error;
 use crate::config::{ChainConfig, RpcUrl};
 
-/// Nodes refuse batches longer than they like. The shortest such limit that is common is 100.
-const BATCH: usize = 99;
-
 /// A node.
 pub(crate) struct Endpoint {
     pub(crate) url: RpcUrl,
     http: OnceLock<Result<reqwest::Client, String>>,
     chain_id: u64,
     timeout: Duration,
+    batch_calls: usize,
     max_answer_bytes: usize,
+    ailing: AtomicBool,
 }
 
 /// What a node is asked to do.
@@ -141,18 +141,33 @@ impl Endpoint {
             http: OnceLock::new(),
             chain_id: config.chain_id,
             timeout: config.call_timeout,
+            batch_calls: config.batch_calls,
             max_answer_bytes: config.max_answer_bytes,
+            ailing: AtomicBool::new(false),
         }
     }
 
     /// The answers to `calls`, in their order. All of them are of the configured chain, or there is none.
     pub(crate) async fn exchange(&self, calls: &[Call]) -> Result<Vec<Reply>, Trouble> {
         let mut replies = Vec::with_capacity(calls.len());
-        for some in calls.chunks(BATCH) {
+        for some in calls.chunks(self.batch_calls.max(2) - 1) {
             let late = || self.unreachable(format_args!("gave no whole answer within {:?}", self.timeout));
             replies.extend(tokio::time::timeout(self.timeout, self.batch(some)).await.map_err(|_| late())??);
         }
         Ok(replies)
+    }
+
+    /// Logs when the node begins to be in trouble and when it no longer is, not each time in between.
+    pub(crate) fn note(&self, trouble: Option<&Error>) {
+        match (self.ailing.swap(trouble.is_some(), Ordering::Relaxed), trouble) {
+            (false, Some(error)) => {
+                tracing::warn!(chain.id = self.chain_id, %error, "a node of the chain fails")
+            }
+            (true, None) => {
+                tracing::info!(chain.id = self.chain_id, node = %self.url, "a node of the chain is back")
+            }
+            (false, None) | (true, Some(_)) => {}
+        }
     }
 
     async fn batch(&self, calls: &[Call]) -> Result<Vec<Reply>, Trouble> {

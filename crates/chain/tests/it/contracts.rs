@@ -3,12 +3,13 @@
 use alloy_primitives::hex::{decode_to_array, encode_prefixed};
 use alloy_sol_types::{SolCall, sol};
 use casemate_chain::dev::{ACCOUNTS, MULTICALL};
-use casemate_chain::{Action, Allowed, BootAnswer, BootInfo, Chain, Standing, Subject};
+use casemate_chain::{Action, Allowed, BootAnswer, BootInfo, Chain, ChainConfig, Standing, Subject};
 use casemate_types::ids::{Address, AppId, ComposeHash, DeviceId, InstanceId};
 use serde_json::json;
 
 use crate::world::{
-    DEVICE, FIRST, GATEWAY, NEXT, OS_IMAGE, OTHER_DEVICE, OWNER, STRANGER, World, bytes32, number,
+    DEVICE, FIRST, GATEWAY, NEXT, OS_IMAGE, OTHER_DEVICE, OWNER, STRANGER, World, bytes32, config, evm,
+    number,
 };
 
 sol! {
@@ -57,7 +58,16 @@ async fn many_subjects_are_read_at_one_block() {
     // More than any node takes in one batch.
     let others = (0..=u8::MAX).map(|byte| of(world.app, ComposeHash([byte; 32]), DeviceId([byte; 32])));
     subjects.extend(others);
-    let state = world.evm().state(&subjects).await.unwrap();
+    let (proxy, _) = world.proxied().await;
+    proxy.lie(|_, params, reply| {
+        if reply["id"].as_u64() >= Some(10) {
+            *reply =
+                json!({ "id": reply["id"], "error": { "code": 1, "message": format!("over 10: {params}") } });
+        }
+    });
+    let little = evm(ChainConfig { batch_calls: 10, ..config([proxy.url()]) });
+    let state = little.state(&subjects).await.unwrap();
+    assert_eq!(state, world.evm().state(&subjects).await.unwrap());
     let expected = [(true, true), (true, false), (false, true), (true, true), (false, false)];
     for (place, standing) in state.standings.iter().enumerate() {
         let subject = subjects[place];

@@ -1,11 +1,11 @@
 //! A node whose answers do not fit together.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use casemate_chain::{Chain, Error, Verdict};
+use casemate_chain::{Action, Chain, Error, Verdict};
 use serde_json::{Value, json};
 
-use crate::world::{FIRST, NEXT, World, confirmed, other_transaction};
+use crate::world::{FIRST, NEXT, OTHER_DEVICE, World, confirmed, other_transaction};
 
 fn other_hash() -> Value {
     json!(format!("0x{}", "11".repeat(32)))
@@ -96,6 +96,29 @@ async fn a_head_that_is_replaced_meanwhile_is_read_again() {
         }
     });
     evm.check(&world.question(NEXT, None)).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_proof_that_a_reorganisation_takes_away_while_it_is_read_is_none() {
+    let world = World::start().await;
+    let tx = world.register(NEXT).await;
+    let (receipt, head) =
+        (world.receipt(tx).await, world.call("eth_getBlockByNumber", json!(["latest", false])).await);
+    world.call("anvil_reorg", json!([1, []])).await;
+    // The same hash, allowed by another transaction.
+    world.act(Action::AddDevice(OTHER_DEVICE)).await;
+    world.register(NEXT).await;
+    let (proxy, evm) = world.proxied().await;
+    // What was, as long as only the head and the receipt are looked at; from the first call of a contract on, what is.
+    let over = AtomicBool::new(false);
+    proxy.lie(move |method, _, reply| match method {
+        "eth_call" => over.store(true, Ordering::Relaxed),
+        "eth_getTransactionReceipt" if !over.load(Ordering::Relaxed) => reply["result"] = receipt.clone(),
+        "eth_getBlockByNumber" if !over.load(Ordering::Relaxed) => reply["result"] = head.clone(),
+        _ => {}
+    });
+    let verdict = evm.check(&world.question(NEXT, Some(tx))).await.unwrap();
+    assert!(matches!(verdict, Verdict::NotYet(_)), "{verdict:?}");
 }
 
 #[tokio::test]
