@@ -12,6 +12,7 @@ pub struct ChainConfig {
     /// What every endpoint has to call itself: 1 Ethereum, 8453 Base, 31337 a local chain.
     pub chain_id: u64,
     /// Nodes of this chain, the preferred one first. The others are asked when it does not answer, or answers nonsense.
+    /// Each question costs every one of them a look at its newest block.
     pub rpc_urls: Vec<RpcUrl>,
     /// How many blocks, its own included, have to be on the chain for a transaction to count. 0 is read as 1.
     pub confirmations: u64,
