@@ -145,7 +145,7 @@ impl ComposeDoc {
             if check::deeper_than(value, MAX_DEPTH - 1) {
                 return Err(ComposeError::new(
                     key,
-                    format!("must not be nested deeper than {MAX_DEPTH} levels"),
+                    format!("`{key}` must not be nested deeper than {MAX_DEPTH} levels"),
                     None,
                 ));
             }
@@ -232,7 +232,7 @@ impl ComposeDoc {
         self.texts("features")
     }
 
-    /// The version of the document's form: 2 unless it says otherwise. A decimal string counts.
+    /// The version of the document's form: 2 unless it says otherwise. A decimal string counts here, though none is accepted.
     pub fn manifest_version(&self) -> u64 {
         let version = self.get("manifest_version");
         version.and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok())).unwrap_or(2)
@@ -279,21 +279,28 @@ impl ComposeDoc {
         self.set(flag.key(), value);
     }
 
+    /// Gives `tproxy_enabled` its present name, `gateway_enabled`, whose value counts where both are there.
+    ///
+    /// One that is not a boolean stays, for [`check`](Self::check) to refuse.
+    pub fn rename_tproxy(&mut self) {
+        let Some(Value::Bool(old)) = self.get(TPROXY) else { return };
+        let old = *old;
+        self.remove(TPROXY);
+        if self.get(Flag::GatewayEnabled.key()).is_none() {
+            self.set_flag(Flag::GatewayEnabled, old);
+        }
+    }
+
     /// The document for a new CVM: what is missing gets its default, `name` for a missing or empty name.
     ///
     /// `tproxy_enabled` becomes `gateway_enabled`, and fields that are `null` go, since clients refuse them when they read
     /// the document back. Defaults are written out because a guest's own defaults differ.
     #[must_use]
     pub fn with_defaults(mut self, name: &str) -> Self {
-        let tproxy = self.0.shift_remove(TPROXY);
         self.0.retain(|_, value| !value.is_null());
-        if self.name().is_none_or(str::is_empty) {
+        self.rename_tproxy();
+        if self.get("name").is_none_or(|name| name == "") {
             self.set_name(name);
-        }
-        if let Some(value @ Value::Bool(_)) = tproxy
-            && !self.0.contains_key(Flag::GatewayEnabled.key())
-        {
-            self.set(Flag::GatewayEnabled.key(), value);
         }
         let mut default = |key: &str, value: Value| {
             self.0.entry(key).or_insert(value);

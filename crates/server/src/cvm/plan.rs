@@ -2,6 +2,7 @@
 
 use casemate_types::compose::{ComposeDoc, Flag};
 use casemate_types::error::{FieldError, codes};
+use casemate_types::ids::AppId;
 use casemate_types::patch::{AttachMode, CvmPatch, GpuPatch, Sparse};
 use serde_json::{Value, json};
 
@@ -91,9 +92,6 @@ pub struct Limits {
     /// Disk of one machine, in GB.
     pub max_disk_gb: u32,
 }
-
-/// Least memory of a machine, in MB.
-pub const MIN_MEMORY_MB: u32 = 512;
 
 /// Longest user config, in bytes.
 pub const MAX_USER_CONFIG: usize = 64 * 1024;
@@ -212,7 +210,7 @@ pub fn plan_update(current: &Current<'_>, wish: &Wish, rules: &Rules<'_>) -> Res
     let spec = next_spec(current.spec, wish, rules)?;
     let records = records(current.cvm, patch);
     let options = options(patch, &records);
-    let mut diff = diff(current.spec, &spec);
+    let mut diff = diff(&current.cvm.app_id, current.spec, &spec);
     let record_diff = record_diff(current.cvm, &records);
     let restart_asked = patch.force_restart.or(false);
     if diff.is_empty() && !restart_asked {
@@ -319,14 +317,17 @@ fn sizes(spec: &mut Spec, current: &Spec, patch: &CvmPatch, rules: &Rules<'_>) -
             Error::rejected(codes::INSTANCE_TYPE_NOT_FOUND, "instance_type", message)
         })?;
         (spec.vcpu, spec.memory_mb) = (named.vcpu, named.memory_mb);
-        if named.gpus > 0 {
-            spec.gpus.count = named.gpus;
+        // Graphics cards are part of a named size: one without any takes them away.
+        match named.gpus {
+            0 => spec.gpus = Gpus::default(),
+            count => spec.gpus.count = count,
         }
     }
     let mut issues = Vec::new();
     let mut within = |field: &str, wanted: Option<&u32>, least: u32, most: u32, unit: &str| {
         let value = *wanted?;
-        if (least..=most).contains(&value) {
+        // The largest number stands for all that do not fit into one.
+        if (least..=most).contains(&value) && value < u32::MAX {
             return Some(value);
         }
         issues.push(FieldError::body(
@@ -337,9 +338,10 @@ fn sizes(spec: &mut Spec, current: &Spec, patch: &CvmPatch, rules: &Rules<'_>) -
         None
     };
     let limits = rules.limits;
-    let vcpu = within("vcpu", patch.vcpu.get(), 1, limits.max_vcpu, "");
-    let memory = within("memory", patch.memory.get(), MIN_MEMORY_MB, limits.max_memory_mb, " (MB)");
-    let disk = within("disk_size", patch.disk_size.get(), 1, limits.max_disk_gb, " (GB)");
+    let vcpu = within("vcpu", patch.vcpu.get(), CvmPatch::MIN_VCPU, limits.max_vcpu, "");
+    let memory = within("memory", patch.memory.get(), CvmPatch::MIN_MEMORY, limits.max_memory_mb, " (MB)");
+    let disk =
+        within("disk_size", patch.disk_size.get(), CvmPatch::MIN_DISK_SIZE, limits.max_disk_gb, " (GB)");
     if !issues.is_empty() {
         return Err(Error::Invalid(issues));
     }
@@ -443,8 +445,8 @@ fn options(patch: &CvmPatch, records: &Records) -> Options {
     }
 }
 
-/// Fields of the spec that differ, by their names on the wire. Long and secret values are shown as a hash.
-pub fn diff(from: &Spec, to: &Spec) -> Vec<Change> {
+/// Fields of the spec of a CVM of `app` that differ, by their names on the wire. Long and secret values are shown as a hash.
+pub fn diff(app: &AppId, from: &Spec, to: &Spec) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut compare = |field: &str, from: Value, to: Value| {
         if from != to {
@@ -460,8 +462,7 @@ pub fn diff(from: &Spec, to: &Spec) -> Vec<Change> {
         |sha256: Option<[u8; 32]>| json!(sha256.map(|sha256| format!("sha256:{}", hex::encode(sha256))));
     compare("encrypted_env", digest(from.sealed_env_sha256()), digest(to.sealed_env_sha256()));
     compare("user_config", digest(from.user_config_sha256()), digest(to.user_config_sha256()));
-    let seed = |spec: &Spec| digest(Some(sha256(&spec.instance_seed)));
-    compare("instance_id", seed(from), seed(to));
+    compare("instance_id", json!(from.instance_id(app)), json!(to.instance_id(app)));
     if from.compose.document != to.compose.document {
         let (old, new) = (from.compose.parsed(), to.compose.parsed());
         let keys =
@@ -507,7 +508,7 @@ pub fn warnings(spec: &Spec) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use casemate_types::ids::{AppId, VmUuid};
+    use casemate_types::ids::VmUuid;
     use jiff::Timestamp;
     use uuid::Uuid;
 
@@ -677,6 +678,49 @@ mod tests {
         assert_eq!(refusal(json!({ "encrypted_env": "zz" })), "encrypted_env");
         assert_eq!(refusal(json!({ "shutdown_timeout": 9 })), "shutdown_timeout");
         assert_eq!(refusal(json!({ "user_config": "x".repeat(MAX_USER_CONFIG + 1) })), "user_config");
+    }
+
+    #[test]
+    fn sizes_out_of_bounds_are_told_the_bounds() {
+        let told = |json: Value| match planned(json).unwrap_err() {
+            Error::Invalid(issues) => issues.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+            other => panic!("{other:?}"),
+        };
+        for vcpu in [json!(0), json!(257), json!(1e12), json!(u64::MAX)] {
+            assert_eq!(
+                told(json!({ "vcpu": vcpu })),
+                "vcpu: should be a whole number from 1 to 256",
+                "{vcpu}"
+            );
+        }
+        assert_eq!(
+            told(json!({ "memory": 1e12 })),
+            "memory: should be a whole number from 512 to 1048576 (MB)"
+        );
+        assert_eq!(
+            told(json!({ "disk_size": 0 })),
+            "disk_size: should be a whole number from 1 to 16384 (GB)"
+        );
+        assert_eq!(told(json!({ "memory": -1 })), "memory: must be at least 512");
+    }
+
+    #[test]
+    fn a_named_size_brings_its_gpus_and_takes_those_that_it_has_not() {
+        let (cvm, mut spec) = running();
+        spec.gpus = Gpus { count: 1, product: Some("H200".into()) };
+        let after = |json: Value| {
+            let patch = CvmPatch::from_json(json.as_object().unwrap()).unwrap();
+            let images = images();
+            let wish = Wish { patch, ..Wish::default() };
+            match plan_update(&Current { cvm: &cvm, spec: &spec }, &wish, &rules(&images)).unwrap() {
+                Plan::Steps(steps) => steps.spec.gpus,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(after(json!({ "instance_type": "tdx.medium" })), Gpus::default());
+        assert_eq!(after(json!({ "instance_type": "h200.small" })), spec.gpus);
+        assert_eq!(after(json!({ "instance_type": "tdx.medium", "gpus": { "count": 2 } })).count, 2);
+        assert_eq!(after(json!({ "vcpu": 4 })), spec.gpus);
     }
 
     #[test]

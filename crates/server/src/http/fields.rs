@@ -4,12 +4,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use casemate_types::compose::MAX_COMPOSE_BYTES;
+use casemate_types::patch::CvmPatch;
 use casemate_types::wire::{FieldRule, RestartClass};
 
 use super::error::answer;
 use super::extract::Caller;
 use crate::app::App;
-use crate::cvm::plan::{Limits, MAX_SEALED_ENV, MAX_USER_CONFIG, MIN_MEMORY_MB};
+use crate::cvm::plan::{Limits, MAX_SEALED_ENV, MAX_USER_CONFIG};
 
 /// Fields, all of them.
 #[derive(serde::Serialize, utoipa::ToSchema)]
@@ -57,7 +58,7 @@ fn rules(limits: &Limits) -> Vec<FieldRule> {
         rule("user_config", "string", None, Some(format!("{MAX_USER_CONFIG} bytes")), Class::Spec),
         rule("instance_type", "string", None, Some("a name of GET /instance-types".into()), Class::Spec),
         rule("vcpu", "integer", None, range(1, limits.max_vcpu), Class::Spec),
-        rule("memory", "integer", Some("MB"), range(MIN_MEMORY_MB, limits.max_memory_mb), Class::Spec),
+        rule("memory", "integer", Some("MB"), range(CvmPatch::MIN_MEMORY, limits.max_memory_mb), Class::Spec),
         rule("disk_size", "integer", Some("GB"), disk, Class::Spec),
         rule("gpus", "object", None, Some("as many as the node has".into()), Class::Spec),
         rule(

@@ -324,7 +324,7 @@ fn committed_before(app: &App, cvm: Cvm, by: casemate_types::ids::OperationId) -
 fn approved_plan(app: &App, cvm: &Cvm, wish: &Wish, approval: &Approval, repeated: bool) -> Result<Plan> {
     if !repeated && cvm.revision != approval.base_revision {
         let base = app.store.spec(cvm.id, approval.base_revision)?;
-        let since = plan::diff(&base, &app.store.spec(cvm.id, cvm.revision)?);
+        let since = plan::diff(&cvm.app_id, &base, &app.store.spec(cvm.id, cvm.revision)?);
         if let Ok(Plan::Steps(steps)) = update::plan(app, cvm, approval.base_revision, wish) {
             let both = |change: &&Change| {
                 change.field != "compose_hash" && since.iter().any(|other| other.field == change.field)

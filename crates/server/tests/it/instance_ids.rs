@@ -34,8 +34,10 @@ async fn a_new_id_comes_with_a_restart_and_the_old_one_is_gone() {
     assert_eq!(json!(scene.seen().await.instance_id), new);
     expected.boots += 1;
     assert_eq!(scene.snapshot().await, expected);
-    let operation = answer["correlation_id"].as_str().expect("an id").parse().expect("an id");
-    assert_eq!(scene.world.operation(operation).state.name(), "succeeded");
+    let operation = answer["correlation_id"].as_str().expect("an id");
+    let operation = scene.client.get(&format!("/operations/{operation}")).await.expect(200);
+    assert_eq!(operation["status"], json!("succeeded"));
+    assert_eq!(operation["diff"], json!([{ "field": "instance_id", "from": old, "to": new }]));
 }
 
 #[tokio::test(start_paused = true)]

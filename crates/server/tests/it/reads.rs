@@ -5,7 +5,7 @@ use casemate_server::cvm::spec::sha256;
 use casemate_server::driver::fault::{Fault, Planned};
 use casemate_server::workflow::power;
 use casemate_testkit::{World, compose};
-use casemate_types::patch::{CvmPatch, Sparse};
+use casemate_types::patch::{CvmPatch, Sparse, StatusBatch};
 use casemate_types::version::ApiVersion;
 use serde_json::{Value, json};
 
@@ -262,7 +262,7 @@ async fn what_is_off_or_out_of_reach_is_offline_and_no_error() {
 async fn a_batch_has_bounds() {
     let world = World::start().await;
     let client = Client::of(&world).await;
-    let many: Vec<_> = (0..501).map(|_| MISSING).collect();
+    let many: Vec<_> = (0..=StatusBatch::MAX).map(|_| MISSING).collect();
     for wrong in
         [json!({}), json!({ "vm_uuids": "x" }), json!({ "vm_uuids": [1] }), json!({ "vm_uuids": many })]
     {
@@ -270,7 +270,7 @@ async fn a_batch_has_bounds() {
         assert_eq!(answer.status, 422);
         assert_eq!(answer.json()["detail"][0]["loc"], json!(["body", "vm_uuids"]));
     }
-    let most = json!({ "vm_uuids": many[..500] });
+    let most = json!({ "vm_uuids": many[..StatusBatch::MAX] });
     assert_eq!(client.call(Method::POST, "/status/batch", Some(&most)).await.json(), json!({}));
 }
 

@@ -35,18 +35,22 @@ impl ComposeDoc {
             return Err(invalid(
                 key,
                 format!(
-                    "no field may be called `{key}`: JavaScript clients would compute another compose hash"
+                    "`{key}` may not be a field's name: JavaScript clients would compute another compose hash"
                 ),
             ));
         }
         self.check_types()?;
         let bytes = |text: Option<&str>| text.map_or(0, str::len);
-        let total = bytes(self.docker_compose_file()) + bytes(self.pre_launch_script());
+        let (file, script) = (bytes(self.docker_compose_file()), bytes(self.pre_launch_script()));
+        let total = file + script;
         if total > MAX_COMPOSE_BYTES {
+            // The one that takes up more is the one to shorten.
+            let (longer, other) =
+                if script > file { (PRE_LAUNCH, COMPOSE_FILE) } else { (COMPOSE_FILE, PRE_LAUNCH) };
             return Err(invalid(
-                COMPOSE_FILE,
+                longer,
                 format!(
-                    "together with pre_launch_script it has {total} bytes, and at most {MAX_COMPOSE_BYTES} are allowed"
+                    "`{longer}` has {total} bytes together with `{other}`, and at most {MAX_COMPOSE_BYTES} are allowed"
                 ),
             ));
         }
@@ -56,13 +60,13 @@ impl ComposeDoc {
                 Some(script) if !script.is_empty() => Ok(()),
                 _ => Err(ComposeError::new(
                     "bash_script",
-                    "required when runner is `bash`",
+                    "`bash_script` is required when `runner` is `bash`",
                     Some(codes::COMPOSE_FILE_REQUIRED),
                 )),
             },
             other => Err(invalid(
                 "runner",
-                format!("must be `docker-compose`, `nerdctl-compose` or `bash`, not `{other}`"),
+                format!("`runner` must be `docker-compose`, `nerdctl-compose` or `bash`, not `{other}`"),
             )),
         }
     }
@@ -73,52 +77,57 @@ impl ComposeDoc {
     }
 
     fn check_types(&self) -> Result<(), ComposeError> {
-        for key in ["name", "runner", COMPOSE_FILE, "bash_script", PRE_LAUNCH] {
-            if let Some(value) = self.get(key)
-                && !value.is_string()
-            {
-                return Err(invalid(key, format!("must be a string, not {}", kind_of(value))));
-            }
-        }
-        for key in Flag::ALL.into_iter().map(Flag::key).chain([TPROXY]) {
-            if let Some(value) = self.get(key)
-                && !value.is_boolean()
-            {
-                return Err(invalid(key, format!("must be true or false, not {}", kind_of(value))));
-            }
-        }
-        for key in [ALLOWED_ENVS, "features"] {
-            if let Some(value) = self.get(key)
-                && !value.as_array().is_some_and(|items| items.iter().all(Value::is_string))
-            {
-                return Err(invalid(key, "must be a list of strings"));
+        for (key, value) in self.as_map().iter().filter(|(_, value)| !value.is_null()) {
+            let key = key.as_str();
+            let (right, wanted) = match key {
+                "name"
+                | "runner"
+                | COMPOSE_FILE
+                | "bash_script"
+                | "init_script"
+                | PRE_LAUNCH
+                | "salt"
+                | "env_pubkey"
+                | "default_gateway_domain" => (value.is_string(), "a string"),
+                // One of the names that clients read the document by: a text is none of their numbers.
+                "manifest_version" => (value.is_u64(), "a whole number, such as 2"),
+                ALLOWED_ENVS | "features" => (is_texts(value), "a list of strings"),
+                "storage_fs" => (matches!(value.as_str(), Some("zfs" | "ext4")), "`zfs` or `ext4`"),
+                "docker_config" => (
+                    is_docker_config(value),
+                    "an object with the strings `username`, `password` and, if need be, `registry`",
+                ),
+                _ if key == TPROXY || Flag::ALL.iter().any(|flag| flag.key() == key) => {
+                    (value.is_boolean(), "true or false")
+                }
+                _ => continue,
+            };
+            if !right {
+                // What is of the right kind is wrong in itself; it is not repeated, since it may be a password.
+                let not = match (key, value) {
+                    (ALLOWED_ENVS | "features", Value::Array(_))
+                    | ("docker_config", Value::Object(_))
+                    | ("storage_fs", Value::String(_))
+                    | ("manifest_version", Value::Number(_)) => String::new(),
+                    _ => format!(", not {}", kind_of(value)),
+                };
+                return Err(invalid(key, format!("`{key}` must be {wanted}{not}")));
             }
         }
         let envs = self.allowed_envs();
         if envs.len() > MAX_ENVS {
             return Err(invalid(
                 ALLOWED_ENVS,
-                format!("has {} names, and at most {MAX_ENVS} are allowed", envs.len()),
+                format!("`{ALLOWED_ENVS}` has {} names, and at most {MAX_ENVS} are allowed", envs.len()),
             ));
         }
         if let Some(name) = envs.iter().find(|name| !is_env_name(name)) {
             return Err(invalid(
                 ALLOWED_ENVS,
                 format!(
-                    "`{name}` cannot be a variable's name: 1 to {MAX_ENV_NAME} bytes without `=`, space or control character"
+                    "`{ALLOWED_ENVS}` has `{name}`, which cannot be a variable's name: that is 1 to {MAX_ENV_NAME} bytes without `=`, space or control character"
                 ),
             ));
-        }
-        if let Some(value) = self.get("storage_fs")
-            && !matches!(value.as_str(), Some("zfs" | "ext4"))
-        {
-            return Err(invalid("storage_fs", "must be `zfs` or `ext4`"));
-        }
-        if let Some(value) = self.get("manifest_version")
-            && value.as_u64().is_none()
-            && value.as_str().is_none_or(|text| text.parse::<u64>().is_err())
-        {
-            return Err(invalid("manifest_version", "must be a whole number, such as 2"));
         }
         Ok(())
     }
@@ -128,12 +137,25 @@ impl ComposeDoc {
         if yaml.trim().is_empty() {
             return Err(ComposeError::new(
                 COMPOSE_FILE,
-                "required: the text of a docker-compose file",
+                "`docker_compose_file` is required: the text of a docker-compose file",
                 Some(codes::COMPOSE_FILE_REQUIRED),
             ));
         }
         services_of(yaml)
     }
+}
+
+fn is_texts(value: &Value) -> bool {
+    value.as_array().is_some_and(|items| items.iter().all(Value::is_string))
+}
+
+/// A login for a registry, whose name may be `null`.
+fn is_docker_config(value: &Value) -> bool {
+    let Some(config) = value.as_object() else { return false };
+    let is_text = |key| config.get(key).is_none_or(Value::is_string);
+    is_text("username")
+        && is_text("password")
+        && config.get("registry").is_none_or(|value| value.is_string() || value.is_null())
 }
 
 fn is_env_name(name: &str) -> bool {
@@ -195,12 +217,13 @@ fn services_of(yaml: &str) -> Result<Vec<Service>, ComposeError> {
     let Mapping(file) =
         serde_saphyr::from_str_with_options::<Mapping<File>>(yaml, limits()).map_err(|error| {
             let reason = error.render_with_formatter(&UserMessageFormatter);
-            invalid(COMPOSE_FILE, format!("not a usable docker-compose file: {reason}"))
+            invalid(COMPOSE_FILE, format!("`{COMPOSE_FILE}` is not a usable docker-compose file: {reason}"))
         })?;
     match file.services {
-        None => Err(invalid(COMPOSE_FILE, "must have `services`")),
+        None => Err(invalid(COMPOSE_FILE, format!("`{COMPOSE_FILE}` must have `services`"))),
         Some(services) if services.value.0.is_empty() => {
-            Err(invalid(COMPOSE_FILE, at(services.referenced, "`services` must have at least one service")))
+            let message = format!("`services` of `{COMPOSE_FILE}` must have at least one service");
+            Err(invalid(COMPOSE_FILE, at(services.referenced, &message)))
         }
         Some(services) => {
             services.value.0.into_iter().map(|(name, fields)| service_of(name, &fields)).collect()
@@ -209,8 +232,12 @@ fn services_of(yaml: &str) -> Result<Vec<Service>, ComposeError> {
 }
 
 fn service_of(name: String, service: &Spanned<Mapping<ServiceFields>>) -> Result<Service, ComposeError> {
-    let wrong =
-        |what: &str| Err(invalid(COMPOSE_FILE, at(service.referenced, &format!("service `{name}` {what}"))));
+    let wrong = |what: &str| {
+        Err(invalid(
+            COMPOSE_FILE,
+            at(service.referenced, &format!("service `{name}` of `{COMPOSE_FILE}` {what}")),
+        ))
+    };
     let good_name =
         !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
     if !good_name {

@@ -198,7 +198,7 @@ fn an_unusable_file_is_refused_with_the_place() {
         ("services:\n  web:\n    image: nginx\n   bad: x\n", "line 4, column 4"),
         (
             "services:\n  web:\n    ports: [80]\n",
-            "service `web` needs an `image` or a `build` (line 3, column 5)",
+            "service `web` of `docker_compose_file` needs an `image` or a `build` (line 3, column 5)",
         ),
         ("services:\n  web: hello\n", "expected a mapping at line 2"),
         ("services:\n  web:\n", "expected a mapping at line 2"),
@@ -253,6 +253,12 @@ fn the_size_limit_counts_bytes_of_both_texts() {
     doc.set_pre_launch_script(&"x".repeat(102));
     let error = doc.check().unwrap_err();
     assert!(error.message.contains("204800"), "{}", error.message);
+    assert_eq!(error.field, "docker_compose_file", "the longer one");
+    let mut doc = with_yaml(yaml);
+    doc.set_pre_launch_script(&"x".repeat(MAX_COMPOSE_BYTES));
+    let error = doc.check().unwrap_err();
+    assert_eq!(error.field, "pre_launch_script");
+    assert!(error.message.starts_with("`pre_launch_script` has "), "{}", error.message);
 }
 
 #[test]
@@ -269,13 +275,38 @@ fn wrong_types_are_named() {
         ("features", json!({})),
         ("storage_fs", json!("btrfs")),
         ("manifest_version", json!(1.5)),
+        ("manifest_version", json!("2")),
+        ("manifest_version", json!(-1)),
+        ("salt", json!(5)),
+        ("env_pubkey", json!(5)),
+        ("init_script", json!([])),
+        ("tproxy_enabled", json!("x")),
+        ("default_gateway_domain", json!(5)),
+        ("docker_config", json!("x")),
+        ("docker_config", json!({ "username": "u", "password": 5 })),
+        ("docker_config", json!({ "username": null })),
+        ("docker_config", json!({ "registry": 5 })),
         ("runner", json!("podman")),
         ("constructor", json!(1)),
         ("__proto__", json!({})),
     ] {
         let mut doc = with_yaml("services:\n  web:\n    image: x\n");
         doc.set(key, value);
-        assert_eq!(doc.check().unwrap_err().field, key);
+        let error = doc.check().unwrap_err();
+        assert_eq!(error.field, key);
+        assert!(error.message.contains(&format!("`{key}`")), "a sentence by itself: {}", error.message);
+        // What is wrong is not lost on the way to a new CVM.
+        assert_eq!(doc.with_defaults("demo").check().unwrap_err().field, key);
+    }
+    for (key, value) in [
+        ("salt", json!("5")),
+        ("salt", json!(null)),
+        ("docker_config", json!({ "username": "u", "password": "", "registry": null })),
+        ("key_provider", json!(5)),
+    ] {
+        let mut doc = with_yaml("services:\n  web:\n    image: x\n");
+        doc.set(key, value);
+        doc.check().unwrap();
     }
     let bash = doc(json!({ "runner": "bash" }));
     assert_eq!(bash.check().unwrap_err().field, "bash_script");

@@ -184,9 +184,9 @@ impl CvmProvision {
         }
         let text = |body: &mut Reader<'_>, names: &[&str]| body.string(names).filter(|text| !text.is_empty());
         let instance_type = text(&mut body, &["instance_type"]);
-        let vcpu = body.count(&["vcpu"]);
-        let memory = body.count(&["memory"]);
-        let disk_size = body.count(&["disk_size"]);
+        let vcpu = body.size("vcpu", CvmPatch::MIN_VCPU);
+        let memory = body.size("memory", CvmPatch::MIN_MEMORY);
+        let disk_size = body.size("disk_size", CvmPatch::MIN_DISK_SIZE);
         let image = text(&mut body, &["image"]);
         let prefer_dev = body.bool(&["prefer_dev"]);
         let node_id = body.int(&["teepod_id", "node_id"], 1, i64::from(i32::MAX));
@@ -236,15 +236,20 @@ fn name(body: &mut Reader<'_>) -> Option<CvmName> {
 }
 
 fn kms_type(body: &mut Reader<'_>) -> Option<KmsType> {
-    let (field, value) = body.find(&["kms", "kms_type"])?;
-    let text = body.text(&["kms", "kms_type"])?;
-    match KmsType::from(text.to_ascii_lowercase().as_str()) {
-        KmsType::Other(word) if word.is_empty() => None,
-        KmsType::Other(_) => {
-            body.note(field, "enum", "must be PHALA, ETHEREUM or BASE", Some(value));
-            None
+    body.parsed_unless_empty::<KmsWord>(&["kms", "kms_type"]).map(|KmsWord(kind)| kind)
+}
+
+/// A kind of key service in any letter case.
+struct KmsWord(KmsType);
+
+impl std::str::FromStr for KmsWord {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match KmsType::from(text.trim().to_ascii_lowercase().as_str()) {
+            KmsType::Other(_) => Err("must be PHALA, ETHEREUM or BASE"),
+            known => Ok(Self(known)),
         }
-        known => Some(known),
     }
 }
 
@@ -530,9 +535,9 @@ impl ResourcesUpdate {
     pub fn from_json(map: &Map<String, Value>) -> Read<Self> {
         let mut body = Reader::new(map);
         let update = Self {
-            vcpu: body.count(&["vcpu"]),
-            memory: body.count(&["memory"]),
-            disk_size: body.count(&["disk_size"]),
+            vcpu: body.size("vcpu", CvmPatch::MIN_VCPU),
+            memory: body.size("memory", CvmPatch::MIN_MEMORY),
+            disk_size: body.size("disk_size", CvmPatch::MIN_DISK_SIZE),
             instance_type: body.non_empty(&["instance_type"]),
             allow_restart: body.bool(&["allow_restart"]),
             options: UpdateOptions::read(&mut body),
@@ -875,11 +880,12 @@ impl CommitUpdate {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StatusBatch {
     /// Their UUIDs, in any spelling. The answer repeats the spelling.
+    #[cfg_attr(feature = "openapi", schema(max_items = 1000))]
     pub vm_uuids: Vec<String>,
 }
 
 impl StatusBatch {
-    /// Most machines in one request.
+    /// Most machines in one request: as many as a list of all CVMs shows, since clients ask about a whole list at once.
     pub const MAX: usize = 1000;
 
     /// Reads a body.

@@ -396,6 +396,12 @@ pub struct CvmPatch {
 }
 
 impl CvmPatch {
+    /// Fewest virtual processors of a machine.
+    pub const MIN_VCPU: u32 = 1;
+    /// Least memory of a machine, in MB.
+    pub const MIN_MEMORY: u32 = 512;
+    /// Smallest disk of a machine, in GB.
+    pub const MIN_DISK_SIZE: u32 = 1;
     /// Shortest graceful shutdown that may be asked for, in seconds.
     pub const MIN_SHUTDOWN_TIMEOUT: u32 = 10;
     /// Longest graceful shutdown that may be asked for, in seconds.
@@ -420,9 +426,9 @@ impl CvmPatch {
             encrypted_env: body.parsed(&["encrypted_env"]).into(),
             user_config: body.string(&["user_config"]).into(),
             gpus: GpuPatch::read(&mut body),
-            vcpu: body.count(&["vcpu"]).into(),
-            memory: body.count(&["memory"]).into(),
-            disk_size: body.count(&["disk_size"]).into(),
+            vcpu: body.size("vcpu", Self::MIN_VCPU).into(),
+            memory: body.size("memory", Self::MIN_MEMORY).into(),
+            disk_size: body.size("disk_size", Self::MIN_DISK_SIZE).into(),
             instance_type: body.non_empty(&["instance_type"]).into(),
             allow_restart: body.bool(&["allow_restart"]).into(),
             image: body.non_empty(&["image", "os_image_name"]).into(),

@@ -43,11 +43,37 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The first of `names` that is there.
+    /// The first of `names` that is there. What is found may contradict another of them; see [`Reader::one_of`].
     pub(super) fn find<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &'a Value)> {
         names
             .iter()
             .find_map(|name| self.map.get(*name).filter(|value| !value.is_null()).map(|value| (*name, value)))
+    }
+
+    /// The field that goes by several `names`. Those that are there have to say the same; an empty text says nothing.
+    fn one_of<'n>(
+        &mut self,
+        names: &[&'n str],
+        same: fn(&Value, &Value) -> bool,
+    ) -> Option<(&'n str, &'a Value)> {
+        let (first, rest) = names.split_first()?;
+        if rest.is_empty() {
+            return self.find(&[first]);
+        }
+        let given: Vec<_> = names.iter().filter_map(|name| self.find(&[name])).collect();
+        let meant = given.iter().copied().find(|(_, value)| value.as_str() != Some(""));
+        let (name, value) = meant.or(given.first().copied())?;
+        let other = given.iter().find(|(_, other)| other.as_str() != Some("") && !same(value, other));
+        if let Some((other, _)) = other {
+            self.note(
+                name,
+                "value_error",
+                format!("`{name}` and `{other}` are two names of one field and say different things; send one of them"),
+                Some(value),
+            );
+            return None;
+        }
+        Some((name, value))
     }
 
     pub(super) fn note(&mut self, field: &str, kind: &str, msg: impl Into<String>, input: Option<&Value>) {
@@ -79,12 +105,20 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn text(&mut self, names: &[&str]) -> Option<&'a str> {
-        let (name, value) = self.find(names)?;
+        self.named_text(names, same).map(|(_, text)| text)
+    }
+
+    fn named_text<'n>(
+        &mut self,
+        names: &[&'n str],
+        same: fn(&Value, &Value) -> bool,
+    ) -> Option<(&'n str, &'a str)> {
+        let (name, value) = self.one_of(names, same)?;
         let text = value.as_str();
         if text.is_none() {
             self.wrong_type(name, "string_type", "a string", value);
         }
-        text
+        text.map(|text| (name, text))
     }
 
     pub(super) fn string(&mut self, names: &[&str]) -> Option<String> {
@@ -93,9 +127,8 @@ impl<'a> Reader<'a> {
 
     /// A text that must not be empty.
     pub(super) fn non_empty(&mut self, names: &[&str]) -> Option<String> {
-        let text = self.text(names)?;
+        let (name, text) = self.named_text(names, same)?;
         if text.trim().is_empty() {
-            let name = self.find(names).map_or(names[0], |(name, _)| name);
             self.note(name, "string_too_short", "must not be empty", None);
             self.with_ctx(json!({ "min_length": 1 }));
             return None;
@@ -105,12 +138,11 @@ impl<'a> Reader<'a> {
 
     /// A text that is parsed. Its error is shown, the text itself only if it is not a secret.
     pub(super) fn parsed<T: FromStr<Err: Display>>(&mut self, names: &[&str]) -> Option<T> {
-        let text = self.text(names)?;
+        let (name, text) = self.named_text(names, same_id)?;
         match text.parse() {
             Ok(value) => Some(value),
             Err(error) => {
-                let (name, value) = self.find(names)?;
-                self.note(name, "value_error", error.to_string(), Some(value));
+                self.note(name, "value_error", error.to_string(), Some(&Value::from(text)));
                 None
             }
         }
@@ -118,12 +150,14 @@ impl<'a> Reader<'a> {
 
     /// As [`parsed`](Self::parsed), with an empty text counting as absent.
     pub(super) fn parsed_unless_empty<T: FromStr<Err: Display>>(&mut self, names: &[&str]) -> Option<T> {
-        if self.text(names)?.trim().is_empty() { None } else { self.parsed(names) }
+        let blank = |value: &Value| value.as_str().is_some_and(|text| text.trim().is_empty());
+        let given = names.iter().filter_map(|name| self.find(&[name]));
+        if given.map(|(_, value)| value).all(blank) { None } else { self.parsed(names) }
     }
 
     /// `true`, `false`, and `1` and `0`, which one client sends.
     pub(super) fn bool(&mut self, names: &[&str]) -> Option<bool> {
-        let (name, value) = self.find(names)?;
+        let (name, value) = self.one_of(names, same)?;
         match value {
             Value::Bool(value) => Some(*value),
             Value::Number(number) if number.as_f64() == Some(0.0) => Some(false),
@@ -137,7 +171,7 @@ impl<'a> Reader<'a> {
 
     /// A whole number within bounds; `4.0` is one.
     pub(super) fn int<T: TryFrom<i64>>(&mut self, names: &[&str], min: i64, max: i64) -> Option<T> {
-        let (name, value) = self.find(names)?;
+        let (name, value) = self.one_of(names, same)?;
         let Some(integer) = integer_of(value) else {
             let kind = if value.is_number() { "int_from_float" } else { "int_type" };
             let msg = if value.is_number() {
@@ -166,8 +200,17 @@ impl<'a> Reader<'a> {
         self.int(names, 0, i64::from(u32::MAX))
     }
 
+    /// A size of a machine, at least `least`. How large it may be is the server's to say, and it says both bounds: what is
+    /// not negative is read as it is, and what no machine can have as 2³² − 1.
+    pub(super) fn size(&mut self, name: &str, least: u32) -> Option<u32> {
+        match self.find(&[name]).and_then(|(_, value)| integer_of(value)) {
+            Some(integer @ 0..) => Some(u32::try_from(integer).unwrap_or(u32::MAX)),
+            Some(_) | None => self.int(&[name], i64::from(least), i64::from(u32::MAX)),
+        }
+    }
+
     pub(super) fn strings(&mut self, names: &[&str]) -> Option<Vec<String>> {
-        let (name, value) = self.find(names)?;
+        let (name, value) = self.one_of(names, same)?;
         let items = value.as_array().map(|items| items.iter().map(|item| item.as_str().map(str::to_owned)));
         match items.map(|items| items.collect::<Option<Vec<_>>>()) {
             Some(Some(items)) => Some(items),
@@ -182,16 +225,16 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A list of strings; a single string is a list of one.
+    /// A list of strings, or one string with commas between them.
     pub(super) fn strings_or_one(&mut self, names: &[&str]) -> Option<Vec<String>> {
-        match self.find(names)? {
-            (_, Value::String(one)) => Some(vec![one.clone()]),
-            _ => self.strings(names),
+        match self.one_of(names, |a, b| listed(a) == listed(b))? {
+            (_, value @ Value::String(_)) => listed(value),
+            (name, _) => self.strings(&[name]),
         }
     }
 
     pub(super) fn object(&mut self, names: &[&str]) -> Option<(String, &'a Map<String, Value>)> {
-        let (name, value) = self.find(names)?;
+        let (name, value) = self.one_of(names, same)?;
         let object = value.as_object();
         if object.is_none() {
             self.wrong_type(name, "dict_type", "an object", value);
@@ -212,6 +255,29 @@ impl<'a> Reader<'a> {
         let value = read(&mut inner);
         self.errors.append(&mut inner.errors);
         value
+    }
+}
+
+fn same(one: &Value, other: &Value) -> bool {
+    one == other || (one.is_number() && one.as_f64() == other.as_f64())
+}
+
+/// The same id or hash, written with or without `0x`, in capitals or not.
+fn same_id(one: &Value, other: &Value) -> bool {
+    let bare = |value: &Value| {
+        let text = value.as_str()?.trim().to_ascii_lowercase();
+        Some(text.strip_prefix("0x").map(str::to_owned).unwrap_or(text))
+    };
+    one == other || (bare(one).is_some() && bare(one) == bare(other))
+}
+
+/// The strings of a list, or of a text with commas between them.
+fn listed(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::String(text) => {
+            Some(text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect())
+        }
+        other => other.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
     }
 }
 

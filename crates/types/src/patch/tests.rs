@@ -158,13 +158,73 @@ fn an_error_has_the_form_that_clients_read() {
 #[test]
 fn huge_numbers_are_too_large_and_not_something_else() {
     for value in [json!(4_294_967_296_u64), json!(u64::MAX), json!(1e300)] {
-        assert_eq!(
-            wrong(CvmPatch::from_json(&map(json!({ "vcpu": value }))))[0].1,
-            "less_than_equal",
-            "{value}"
-        );
+        let gpus = json!({ "gpus": { "count": value } });
+        assert_eq!(wrong(CvmPatch::from_json(&map(gpus)))[0].1, "less_than_equal", "{value}");
+        // The bounds of a size are the server's to say.
+        assert_eq!(patch(json!({ "vcpu": value })).vcpu, u32::MAX.into(), "{value}");
     }
-    assert_eq!(patch(json!({ "vcpu": u32::MAX })).vcpu, u32::MAX.into());
+}
+
+#[test]
+fn a_negative_size_is_told_the_least_one() {
+    let errors =
+        CvmPatch::from_json(&map(json!({ "vcpu": -1, "memory": -1.0, "disk_size": -5 }))).unwrap_err();
+    let messages: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        messages,
+        ["vcpu: must be at least 1", "memory: must be at least 512", "disk_size: must be at least 1"]
+    );
+}
+
+#[test]
+fn names_of_one_field_say_the_same_or_are_refused_together() {
+    let hash = "ab".repeat(32);
+    for equal in [
+        json!({ "image": "a", "os_image_name": "a" }),
+        json!({ "image": "", "os_image_name": "a" }),
+        json!({ "image": null, "os_image_name": "a" }),
+    ] {
+        assert_eq!(patch(equal.clone()).image, "a".to_owned().into(), "{equal}");
+    }
+    assert_eq!(
+        patch(json!({ "allowed_envs": ["A", "B"], "env_keys": "A, B" })).allowed_envs,
+        vec!["A".to_owned(), "B".to_owned()].into()
+    );
+    let same = json!({ "compose_hash": hash, "composeHash": format!("0x{}", hash.to_uppercase()) });
+    assert!(PatchControl::from_json(&map(same)).unwrap().compose_hash.is_some());
+    let told =
+        |errors: Vec<FieldError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    for (different, names) in [
+        (json!({ "image": "a", "os_image_name": "b" }), ["`image`", "`os_image_name`"]),
+        (json!({ "image": "a", "os_image_name": 5 }), ["`image`", "`os_image_name`"]),
+        (json!({ "allowed_envs": ["A"], "env_keys": ["B"] }), ["`allowed_envs`", "`env_keys`"]),
+        (json!({ "allowed_envs": [], "env_keys": "B" }), ["`allowed_envs`", "`env_keys`"]),
+    ] {
+        let message = told(CvmPatch::from_json(&map(different.clone())).unwrap_err());
+        assert!(names.iter().all(|name| message.contains(name)), "{different}: {message}");
+    }
+    let provision = |more: Value| {
+        let mut body = map(json!({ "name": "hello", "compose_file": {} }));
+        body.extend(map(more));
+        CvmProvision::from_json(&body)
+    };
+    assert_eq!(provision(json!({ "node_id": 3, "teepod_id": 3.0 })).unwrap().node_id, Some(3));
+    assert_eq!(provision(json!({ "kms": "PHALA", "kms_type": "phala" })).unwrap().kms, Some(KmsType::Phala));
+    for (different, names) in [
+        (json!({ "node_id": 3, "teepod_id": 4 }), ["`teepod_id`", "`node_id`"]),
+        (json!({ "kms": "base", "kms_type": "phala" }), ["`kms`", "`kms_type`"]),
+    ] {
+        let message = told(provision(different.clone()).unwrap_err());
+        assert!(names.iter().all(|name| message.contains(name)), "{different}: {message}");
+    }
+}
+
+#[test]
+fn names_of_variables_can_come_in_one_text() {
+    for text in ["A,B", " A , B ", "A,,B,"] {
+        assert_eq!(patch(json!({ "env_keys": text })), patch(json!({ "env_keys": ["A", "B"] })), "{text}");
+    }
+    assert_eq!(patch(json!({ "env_keys": "" })), patch(json!({ "env_keys": [] })));
 }
 
 #[test]

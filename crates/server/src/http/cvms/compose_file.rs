@@ -3,7 +3,7 @@
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use casemate_types::compose::{ComposeDoc, Flag};
+use casemate_types::compose::ComposeDoc;
 use casemate_types::error::codes;
 use casemate_types::ids::CvmUid;
 use casemate_types::patch::{ComposeCommit, ComposeProvision, CvmPatch};
@@ -190,19 +190,15 @@ async fn commit(
 }
 
 /// The current document with the fields that were sent. A field that is `null` was not sent.
-fn merged(current: &Compose, sent: ComposeDoc) -> Result<ComposeDoc> {
+fn merged(current: &Compose, mut sent: ComposeDoc) -> Result<ComposeDoc> {
     let mut document = current.parsed();
+    // The old name counts where the new one is not used.
+    sent.rename_tproxy();
     let mut fields = sent.into_map();
     fields.retain(|_, value| !value.is_null());
     if fields.is_empty() {
         let message = "nothing was sent; the document needs at least one field";
         return Err(Error::rejected(codes::COMPOSE_FILE_REQUIRED, "app_compose", message));
-    }
-    // The old name counts where the new one is not used.
-    if let Some(Value::Bool(old)) = fields.shift_remove("tproxy_enabled")
-        && !fields.contains_key(Flag::GatewayEnabled.key())
-    {
-        document.set_flag(Flag::GatewayEnabled, old);
     }
     for (key, value) in fields {
         document.set(&key, value);
