@@ -54,7 +54,7 @@ impl Dev {
         let config = Config { dev: true, public_url: String::new(), ..Config::default() };
         let server =
             start(&self.data, self.listen, &self.nodes, clock.clone(), config, Durability::Full).await?;
-        let url = format!("http://{}", server.address);
+        let url = server.url();
         let env = self.data.join("dev.env");
         let key = dev_key(&server, &clock, &env).await?;
         write_env(&env, &format!("{url}/api/v1"), &key)?;
@@ -94,7 +94,8 @@ async fn demo(_: &str, _: &str, _: &Path) {
 /// Options of `casemate serve`. Each wins over the settings file and the environment.
 #[derive(Args)]
 pub(crate) struct Serve {
-    /// Settings, as TOML; `CASEMATE_…` variables win over it
+    /// Settings, as TOML; `CASEMATE_…` variables win over it. TLS (tls.cert, tls.key), trusted_proxies, limits and how long
+    /// things are kept are set there
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where to listen; port 0 takes a free one
@@ -135,9 +136,25 @@ impl Serve {
             (None, None) => Nodes::Sim(1),
         };
         let data = self.data.or(settings.data).unwrap_or_else(|| "/var/lib/casemate".into());
+        if !listen.ip().is_loopback() && config.tls.is_none() && config.trusted_proxies.is_empty() {
+            eprintln!(
+                "WARNING: {listen} can be reached from other machines, and API keys would cross the network in the clear. Set \
+                 tls.cert and tls.key, or name the proxy that speaks TLS in trusted_proxies."
+            );
+        }
         let server = start(&data, listen, &nodes, Clock::system(), config, self.durability).await?;
-        say(format_args!("Listening on http://{}", server.address));
-        told_to_stop().await?;
+        // From here on, so that one who sees the line may send the signal.
+        let mut hangup = signal(SignalKind::hangup())?;
+        say(format_args!("Listening on {}", server.url()));
+        let reload = async {
+            while hangup.recv().await.is_some() {
+                server.reload_tls();
+            }
+        };
+        tokio::select! {
+            stopped = told_to_stop() => stopped?,
+            () = reload => {}
+        }
         server.stop().await;
         Ok(())
     }
@@ -154,6 +171,9 @@ pub(crate) struct Migrate {
 impl Migrate {
     /// Brings the store up to date.
     pub(crate) fn run(self) -> Result<(), Source> {
+        if !serve::has_store(&self.data) {
+            return Err(format!("there is no store in {}", self.data.display()).into());
+        }
         let _lock = serve::lock(&self.data)?;
         serve::open_store(&self.data)?;
         println!("The store in {} is up to date.", self.data.display());

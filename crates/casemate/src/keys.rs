@@ -44,9 +44,14 @@ pub(crate) fn in_folder(wanted: casemate_cli::FolderKey) -> casemate_cli::MadeKe
 }
 
 async fn first_key(data: &Path, workspace: &str, name: &str) -> Result<String, Source> {
+    let is_new = !serve::has_store(data);
     let _lock = serve::lock(data)?;
     let clock = Clock::system();
     let store = serve::open_store(data)?;
+    if is_new {
+        // Somebody who mistyped the folder should notice.
+        eprintln!("Made a new store in {}.", data.display());
+    }
     let account = workspace_ensure(&store, &clock, workspace).await?;
     make(&store, &clock, &account, name).await
 }

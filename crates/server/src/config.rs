@@ -4,9 +4,11 @@
 //! here and nowhere else.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
@@ -34,6 +36,19 @@ pub struct Config {
     pub gateway_domain: Option<String>,
     /// Key services that belong to a contract, beside the embedded one.
     pub contract_kms: Vec<ContractKms>,
+    /// Certificate and key of the listener; plain HTTP without.
+    pub tls: Option<TlsFiles>,
+    /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed. Default none.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// PEM files of the listener's TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, and behind it those that lead to a root.
+    pub cert: PathBuf,
+    /// Its private key: PKCS#8, PKCS#1 or SEC1.
+    pub key: PathBuf,
 }
 
 /// A key service whose apps are contracts on a chain.
@@ -64,6 +79,8 @@ impl Default for Config {
             dev: false,
             gateway_domain: None,
             contract_kms: Vec::new(),
+            tls: None,
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -92,10 +109,65 @@ pub struct Settings {
     pub data: Option<PathBuf>,
     /// Where CVMs run. Default `sim:1`.
     pub nodes: Option<String>,
+    /// Proxies in front of the server, as addresses or networks such as `10.0.0.0/8`; only what they say about a client's
+    /// address and scheme is believed. In the environment with commas in between. Default none.
+    pub trusted_proxies: Option<Words>,
+    /// Certificate and key of the listener. Plain HTTP without.
+    pub tls: TlsSettings,
     /// Bounds of single fields.
     pub limits: LimitSettings,
     /// How long things are kept.
     pub keep: KeepSettings,
+}
+
+/// Several words, or one text with commas in between.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Words {
+    /// With commas.
+    Text(String),
+    /// One by one.
+    List(Vec<String>),
+}
+
+impl Words {
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        let (text, list) = match self {
+            Self::Text(text) => (text.as_str(), [].as_slice()),
+            Self::List(list) => ("", list.as_slice()),
+        };
+        let words = text.split(',').chain(list.iter().map(String::as_str));
+        words.map(str::trim).filter(|word| !word.is_empty())
+    }
+}
+
+/// Certificate and key of the listener, both as PEM. They belong together.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsSettings {
+    /// File with the certificate, and behind it those that lead to a root.
+    pub cert: Option<PathBuf>,
+    /// File with the private key.
+    pub key: Option<PathBuf>,
+}
+
+impl TlsSettings {
+    fn files(&self) -> Result<Option<TlsFiles>, String> {
+        match (&self.cert, &self.key) {
+            (None, None) => Ok(None),
+            (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert: cert.clone(), key: key.clone() })),
+            (Some(_), None) => Err("tls.key is missing; tls.cert needs it".into()),
+            (None, Some(_)) => Err("tls.cert is missing; tls.key needs it".into()),
+        }
+    }
+}
+
+/// A network, or a single address as one.
+fn network(text: &str) -> Result<IpNet, String> {
+    let single = |_| text.parse::<IpAddr>().map(IpNet::from);
+    text.parse().or_else(single).map_err(|_| {
+        format!("trusted_proxies has `{text}`; should be an address or a network such as 10.0.0.0/8")
+    })
 }
 
 /// Bounds of single fields.
@@ -159,7 +231,12 @@ impl Settings {
     /// A value that is out of bounds; the message names its key.
     pub fn config(&self) -> Result<Config, String> {
         let default = Config::default();
-        let public_url = self.public_url.as_deref().unwrap_or_default().trim_end_matches('/');
+        let Some(public_url) = self.public_url.as_deref() else {
+            return Err("public_url is not set; give the URL under which clients reach the server, such as \
+                        https://cloud.example.org, as --public-url, as CASEMATE_PUBLIC_URL or in the settings file"
+                .into());
+        };
+        let public_url = public_url.trim_end_matches('/');
         let host = public_url.strip_prefix("https://").or_else(|| public_url.strip_prefix("http://"));
         if host.is_none_or(|host| host.is_empty() || host.contains('/')) {
             return Err(format!(
@@ -195,6 +272,13 @@ impl Settings {
                 deleted: span("keep.deleted_cvm_days", self.keep.deleted_cvm_days, default.keep.deleted)?,
             },
             max_body: limits.max_body_bytes.unwrap_or(default.max_body),
+            tls: self.tls.files()?,
+            trusted_proxies: self
+                .trusted_proxies
+                .iter()
+                .flat_map(Words::iter)
+                .map(network)
+                .collect::<Result<_, _>>()?,
             ..default
         })
     }
@@ -206,6 +290,9 @@ const KEYS: &[&str] = &[
     "listen",
     "data",
     "nodes",
+    "trusted_proxies",
+    "tls.cert",
+    "tls.key",
     "limits.max_vcpu",
     "limits.max_memory_mb",
     "limits.max_disk_gb",
@@ -258,7 +345,10 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        assert!(read("", &[]).unwrap_err().contains("public_url"));
+        let missing = read("", &[]).unwrap_err();
+        for way in ["public_url is not set", "--public-url", "CASEMATE_PUBLIC_URL"] {
+            assert!(missing.contains(way), "{missing}");
+        }
         assert!(read("public_url = \"https://a.example/path\"", &[]).unwrap_err().contains("without a path"));
         assert!(read("publik_url = \"x\"", &[]).unwrap_err().contains("publik_url"));
         let url = "public_url = \"https://a.example\"\n";
@@ -267,9 +357,36 @@ mod tests {
     }
 
     #[test]
+    fn proxies_are_addresses_and_networks() {
+        let url = "public_url = \"https://a.example\"\n";
+        let networks = |text: &str, environment: &[(&str, &str)]| {
+            read(&format!("{url}{text}"), environment)
+                .map(|config| config.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let both = ["127.0.0.1/32", "fd00::/8"];
+        assert_eq!(networks("", &[]).unwrap(), Vec::<String>::new());
+        assert_eq!(networks("trusted_proxies = [\"127.0.0.1\", \"fd00::/8\"]", &[]).unwrap(), both);
+        assert_eq!(networks("", &[("CASEMATE_TRUSTED_PROXIES", "127.0.0.1, fd00::/8")]).unwrap(), both);
+        let wrong = networks("trusted_proxies = \"proxy.example\"", &[]).unwrap_err();
+        assert!(wrong.contains("`proxy.example`; should be an address or a network"), "{wrong}");
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_come_together() {
+        let url = "public_url = \"https://a.example\"\n";
+        let cert = format!("{url}[tls]\ncert = \"c.pem\"\n");
+        assert!(read(&cert, &[]).unwrap_err().contains("tls.key is missing"));
+        let key = [("CASEMATE_TLS_KEY", "k.pem")];
+        assert!(read(url, &key).unwrap_err().contains("tls.cert is missing"));
+        let files = read(&cert, &key).unwrap().tls.unwrap();
+        assert_eq!((files.cert, files.key), ("c.pem".into(), "k.pem".into()));
+    }
+
+    #[test]
     fn every_key_can_come_from_the_environment() {
         for key in KEYS {
-            let value = if key.contains('.') { "5" } else { "https://b.example" };
+            let value =
+                if key.starts_with("limits.") || key.starts_with("keep.") { "5" } else { "b.example" };
             let environment = [(variable(key), value.to_owned())];
             Settings::read(None, environment).unwrap_or_else(|error| panic!("{key}: {error}"));
         }

@@ -21,4 +21,5 @@ pub mod mac;
 pub mod node;
 pub mod serve;
 pub mod store;
+pub mod tls;
 pub mod workflow;

@@ -1,6 +1,8 @@
 //! A whole server: store, workers, reconciliation and the listener, from start to a clean stop.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,20 +12,24 @@ use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use axum::serve::Listener;
+use axum::serve::{IncomingStream, Listener};
 use casemate_kms::RootKeys;
 use futures_util::StreamExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::app::{App, NewNode};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, TlsFiles};
 use crate::error::Source;
 use crate::http;
+use crate::http::origin::{Origin, Scheme};
 use crate::store::{Durability, Store, WriterMode};
+use crate::tls::{self, Connection};
 use crate::workflow::worker::{NoProbe, Probe};
 use crate::workflow::{reconcile, sweep, worker};
 
@@ -35,6 +41,9 @@ const LAST_ANSWERS: Duration = Duration::from_millis(250);
 /// has changed nothing yet, and may be sent again.
 const LAST_REQUESTS: Duration = Duration::from_secs(4);
 
+/// The store's file in the data folder.
+const STORE: &str = "casemate.db";
+
 /// A running server.
 pub struct Server {
     /// What it is made of.
@@ -44,8 +53,12 @@ pub struct Server {
     closing: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
+    tls: Option<Tls>,
     _lock: std::fs::File,
 }
+
+/// Where certificate and key are, and what new connections are met with.
+type Tls = (TlsFiles, watch::Sender<Arc<ServerConfig>>);
 
 /// What a server needs to start.
 pub struct Start {
@@ -72,8 +85,9 @@ pub struct Start {
 /// # Errors
 /// The folder cannot be made, or another process has it.
 pub fn lock(data: &Path) -> Result<std::fs::File, Source> {
-    make_private(data)?;
-    let file = std::fs::File::create(data.join("lock"))?;
+    let denied = |error| format!("cannot use the data folder {}: {error}", data.display());
+    make_private(data).map_err(denied)?;
+    let file = std::fs::File::create(data.join("lock")).map_err(denied)?;
     match fs4::FileExt::try_lock(&file) {
         Ok(()) => Ok(file),
         Err(_) => Err(format!("{} is in use by another casemate", data.display()).into()),
@@ -87,6 +101,11 @@ fn make_private(folder: &Path) -> std::io::Result<()> {
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
 }
 
+/// Is there a store in this folder?
+pub fn has_store(data: &Path) -> bool {
+    data.join(STORE).is_file()
+}
+
 /// The store inside a data folder.
 ///
 /// # Errors
@@ -96,7 +115,7 @@ pub fn open_store(data: &Path) -> Result<Store, Source> {
 }
 
 fn open_store_with(data: &Path, durability: Durability) -> Result<Store, Source> {
-    Ok(Store::open(&data.join("casemate.db"), durability, WriterMode::Grouped)?)
+    Ok(Store::open(&data.join(STORE), durability, WriterMode::Grouped)?)
 }
 
 /// Lets clients in until the server is closing. Whoever has connected by then is still let in, everybody else is refused.
@@ -104,10 +123,15 @@ struct Door {
     listener: Option<TcpListener>,
     /// Connected when the door was closed, and not let in yet.
     waiting: VecDeque<(TcpStream, SocketAddr)>,
+    tls: Option<watch::Receiver<Arc<ServerConfig>>>,
     closing: CancellationToken,
 }
 
 impl Door {
+    fn greet(&self, stream: TcpStream) -> Connection {
+        Connection::new(stream, self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow())))
+    }
+
     /// Closing a listener cuts off whoever stands in its queue. So the queue is emptied first, however long ago the runtime
     /// last heard of it.
     fn shut(&mut self) {
@@ -122,24 +146,36 @@ impl Door {
 }
 
 impl Listener for Door {
-    type Io = TcpStream;
+    type Io = Connection;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
         if let Some(listener) = &mut self.listener {
             tokio::select! {
-                client = Listener::accept(listener) => return client,
+                (stream, client) = Listener::accept(listener) => return (self.greet(stream), client),
                 () = self.closing.cancelled() => self.shut(),
             }
         }
         match self.waiting.pop_front() {
-            Some(client) => client,
+            Some((stream, client)) => (self.greet(stream), client),
             None => std::future::pending().await,
         }
     }
 
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.listener.as_ref().ok_or(std::io::ErrorKind::NotConnected)?.local_addr()
+    }
+}
+
+fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> String {
+    let what = format!("cannot listen on {address}: {error}");
+    match error.kind() {
+        ErrorKind::AddrInUse => {
+            format!(
+                "{what}\n\nhint: another program listens there; --listen takes another address, port 0 a free one"
+            )
+        }
+        _ => what,
     }
 }
 
@@ -172,14 +208,21 @@ impl Server {
     /// # Errors
     /// See there.
     pub async fn start_with(start: Start, probe: Arc<dyn Probe>) -> Result<Self, Source> {
+        let tls: Option<Tls> = match &start.config.tls {
+            Some(files) => Some((files.clone(), watch::Sender::new(tls::load(files)?))),
+            None => None,
+        };
         let store = open_store_with(&start.data, start.durability)?;
         store.operation_void_leases().await?;
-        let listener = TcpListener::bind(start.listen).await?;
+        let listener =
+            TcpListener::bind(start.listen).await.map_err(|error| cannot_listen(start.listen, &error))?;
         let address = listener.local_addr()?;
+        let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
         let mut config = start.config;
         if config.public_url.is_empty() {
-            config.public_url = format!("http://{address}");
+            config.public_url = format!("{}://{address}", scheme.as_str());
         }
+        let trusted: Arc<[_]> = config.trusted_proxies.clone().into();
         let app = App::start(store, start.clock, start.kms, start.nodes, config).await?;
         let (closing, stop, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(worker::run(app.clone(), probe, stop.clone()));
@@ -192,14 +235,48 @@ impl Server {
                 if closing.is_cancelled() { close(response) } else { response }
             }
         });
-        let (closing_door, stopping) = (closing.clone(), stop.clone());
+        // Each connection has its own copy, which says where its requests come from.
+        let connected = tower::service_fn(move |client: IncomingStream<'_, Door>| {
+            let (origin, trusted) =
+                (Origin::of_connection(client.remote_addr().ip(), scheme), Arc::clone(&trusted));
+            let service = ServiceExt::<Request>::map_request(service.clone(), move |mut request: Request| {
+                let origin = origin.forwarded(request.headers(), &trusted);
+                request.extensions_mut().insert(origin);
+                request
+            });
+            std::future::ready(Ok::<_, Infallible>(service))
+        });
+        let door = Door {
+            listener: Some(listener),
+            waiting: VecDeque::new(),
+            tls: tls.as_ref().map(|(_, config)| config.subscribe()),
+            closing: closing.clone(),
+        };
+        let stopping = stop.clone();
         tasks.spawn(async move {
-            let door = Door { listener: Some(listener), waiting: VecDeque::new(), closing: closing_door };
-            let serve = axum::serve(door, tower::make::Shared::new(service));
-            let _ = serve.with_graceful_shutdown(stopping.cancelled_owned()).await;
+            let _ = axum::serve(door, connected).with_graceful_shutdown(stopping.cancelled_owned()).await;
         });
         tasks.close();
-        Ok(Self { app, address, closing, stop, tasks, _lock: start.lock })
+        Ok(Self { app, address, closing, stop, tasks, tls, _lock: start.lock })
+    }
+
+    /// Where it listens, as a URL without a path.
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { Scheme::Https } else { Scheme::Http };
+        format!("{}://{}", scheme.as_str(), self.address)
+    }
+
+    /// Reads certificate and key again, for connections from now on. If something is wrong with them, that is logged and
+    /// those from before go on. Does nothing where there is no TLS.
+    pub fn reload_tls(&self) {
+        let Some((files, config)) = &self.tls else { return };
+        match tls::load(files) {
+            Ok(new) => {
+                config.send_replace(new);
+                tracing::info!("certificate and key were read again");
+            }
+            Err(why) => tracing::error!("the certificate stays as it was: {why}"),
+        }
     }
 
     /// Stops: no new request, those in flight are answered, work goes on where it is after the next start.
@@ -224,7 +301,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let closing = CancellationToken::new();
-        let mut door = Door { listener: Some(listener), waiting: VecDeque::new(), closing: closing.clone() };
+        let mut door =
+            Door { listener: Some(listener), waiting: VecDeque::new(), tls: None, closing: closing.clone() };
         let clients: Vec<_> =
             (0..3).map(|_| std::net::TcpStream::connect(address).expect("connected")).collect();
         closing.cancel();

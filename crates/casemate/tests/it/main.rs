@@ -1,6 +1,7 @@
-//! The real program under load: killed, stopped, overrun, and robbed of its power.
+//! The real program: as people use it, and under load, killed, stopped, overrun, and robbed of its power.
 
 mod audit;
+mod cli;
 mod client;
 mod cloud;
 mod kill_9;

@@ -8,6 +8,7 @@ use axum::response::Response;
 
 use super::error::Failure;
 use super::extract::RequestId;
+use super::origin::Origin;
 use crate::app::App;
 
 /// Version of this program, in every answer: clients that find it know what they may use.
@@ -20,14 +21,17 @@ pub async fn around(State(app): State<App>, mut request: Request, next: Next) ->
     request.extensions_mut().insert(RequestId(id.clone()));
     let begun = app.clock.now();
     let (method, uri) = (request.method().clone(), request.uri().clone());
+    let origin = request.extensions().get::<Origin>().copied();
     let mut response = next.run(request).await;
     let took_ms = app.clock.now().as_millisecond() - begun.as_millisecond();
     let (status, path) = (response.status().as_u16(), uri.path());
+    let client = origin.map(|origin| tracing::field::display(origin.address));
+    let scheme = origin.map(|origin| origin.scheme.as_str());
     // One event and no span: a span would cost every request more than this line does.
     match response.extensions_mut().remove::<Failure>() {
-        None => tracing::info!(id, %method, path, status, took_ms, "answered"),
+        None => tracing::info!(id, client, scheme, %method, path, status, took_ms, "answered"),
         Some(Failure(why)) => {
-            tracing::error!(id, %method, path, status, took_ms, "request failed: {why}");
+            tracing::error!(id, client, scheme, %method, path, status, took_ms, "request failed: {why}");
         }
     }
     let headers = response.headers_mut();

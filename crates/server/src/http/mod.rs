@@ -34,6 +34,7 @@ pub mod logs;
 pub mod nodes;
 pub mod openapi;
 pub mod operations;
+pub mod origin;
 pub mod page;
 pub mod sizes;
 pub mod status;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
-use crate::world::{World, address, texts};
+use super::world::{World, address, texts};
 
 #[test]
 fn a_folder_with_a_cloud_needs_no_signing_in() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::world::{World, compose, texts};
+use super::world::{World, compose, texts};
 
 #[test]
 fn an_app_is_deployed_changed_rolled_back_and_deleted() {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::world::{World, compose, texts};
+use super::world::{World, compose, texts};
 
 /// Some answers differ from one moment to the next.
 fn without(mut value: Value, fields: &[&str]) -> Value {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::TcpListener;
 
-use crate::world::{World, compose, texts};
+use super::world::{World, compose, texts};
 
 #[test]
 fn a_wrong_command_line_is_code_2_and_a_failed_request_code_1() {

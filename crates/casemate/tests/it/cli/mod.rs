@@ -1,4 +1,4 @@
-//! The client commands of the real program against a real `casemate dev`.
+//! The client commands of the real program against a real `casemate dev`. These do not need the machine for themselves.
 
 #![expect(clippy::unwrap_used, reason = "in a test, what goes wrong is a failure")]
 
@@ -6,5 +6,6 @@ mod demo;
 mod errors;
 mod journeys;
 mod json;
+mod serving;
 mod signing_in;
 mod world;

@@ -2,7 +2,7 @@
 
 use std::io::BufRead;
 
-use crate::world::World;
+use super::world::World;
 
 /// Everything that is printed until the example has been shown.
 fn shown(lines: impl BufRead) -> String {
