@@ -46,8 +46,8 @@ pub struct Parts {
     pub env_keys: Cache<AppId, [u8; 32]>,
     /// Answers that are still being written.
     pub streams: Streams,
-    /// The chain that contract-owned key services are on, if there is one.
-    pub chain: Option<Arc<dyn Chain>>,
+    /// The chains that contract-owned key services are on.
+    pub chains: Chains,
     /// What only one request at a time may do.
     pub turns: Turns,
     wake: Notify,
@@ -67,17 +67,17 @@ impl App {
         nodes: Vec<NewNode>,
         config: Config,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        Self::start_with(store, clock, kms, nodes, config, None).await
+        Self::start_with(store, clock, kms, nodes, config, Chains::default()).await
     }
 
-    /// As [`App::start`], with a chain that can be asked about contract-owned key services.
+    /// As [`App::start`], with chains that can be asked about contract-owned key services.
     pub async fn start_with(
         store: Store,
         clock: Clock,
         kms: Arc<RootKeys>,
         nodes: Vec<NewNode>,
         config: Config,
-        chain: Option<Arc<dyn Chain>>,
+        chains: Chains,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let secret = store.setting_ensure("secret", clock.random::<32>().to_vec()).await?;
         let secret = secret.try_into().map_err(|_| "the store's secret has not 32 bytes")?;
@@ -94,7 +94,7 @@ impl App {
             nodes: numbered,
             secret,
             config,
-            chain,
+            chains,
             stills: Stills::default(),
             env_keys: Cache::new(ENV_KEYS),
             streams: Streams::default(),
@@ -132,6 +132,24 @@ impl Deref for App {
     type Target = Parts;
     fn deref(&self) -> &Parts {
         &self.0
+    }
+}
+
+/// Chains that can be asked, by their id.
+#[derive(Clone, Default)]
+pub struct Chains(BTreeMap<u64, Arc<dyn Chain>>);
+
+impl Chains {
+    /// These, and this one.
+    #[must_use]
+    pub fn with(mut self, chain_id: u64, chain: Arc<dyn Chain>) -> Self {
+        self.0.insert(chain_id, chain);
+        self
+    }
+
+    /// The chain with this id.
+    pub fn get(&self, chain_id: u64) -> Option<&Arc<dyn Chain>> {
+        self.0.get(&chain_id)
     }
 }
 

@@ -42,7 +42,7 @@ fn by_contract(caller: &Caller) -> bool {
 fn contract(app: &App, kms: &KmsKind<'_>) -> wire::KmsContract {
     let (slug, label, contract_address, chain_id) = match kms {
         KmsKind::Embedded => (EMBEDDED_KMS.to_owned(), "Embedded".to_owned(), EMBEDDED_KMS.to_owned(), 0),
-        KmsKind::Contract(ContractKms { slug, chain_id, contract }) => {
+        KmsKind::Contract(ContractKms { slug, chain_id, contract, .. }) => {
             (slug.clone(), format!("Contract on chain {chain_id}"), contract.clone(), *chain_id)
         }
     };

@@ -26,7 +26,9 @@ mod sweep;
 
 pub use accounts::{Account, ApiKey, KeyCheck, NewKey};
 pub use answers::{Answer, Receipt, RequestKey};
-pub use approvals::{Approval, ApprovalState, Closing, NewApproval};
+pub use approvals::{
+    Approval, ApprovalFilter, ApprovalState, Auto, AutoBy, Closing, NewApproval, Purpose,
+};
 pub use cvms::{AppFilter, AppRevisionInfo, AppRow, CvmFilter, Found, NewCvm, RevisionInfo};
 pub use events::{Event, NewEvent, Of};
 pub use nodes::NodeRow;

@@ -359,7 +359,7 @@ fn device_of(app: &App, cvm: &Cvm) -> Result<String> {
 async fn look(app: &App, cvm: &Cvm, compose_hash: ComposeHash, tx: TxProof) -> Result<Verdict> {
     const SERVICE: &str = "the chain";
     let kms = app.config.contract_kms(&cvm.kms);
-    let (Some(kms), Some(chain)) = (kms, &app.chain) else {
+    let (Some(kms), Some(chain)) = (kms, kms.and_then(|kms| app.chains.get(kms.chain_id))) else {
         return Err(Error::Unavailable { service: SERVICE, source: "no chain is configured".into() });
     };
     let question = Question {
