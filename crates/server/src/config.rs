@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use casemate_types::ids::AppId;
+use casemate_chain::RpcUrl;
+use casemate_types::ids::Address;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
@@ -58,41 +59,31 @@ impl ContractKms {
     /// # Errors
     /// `contract` is no address.
     pub fn new(slug: &str, chain_id: u64, contract: &str) -> Result<Self, String> {
-        let address: AppId = contract
+        let address: Address = contract
             .parse()
             .map_err(|_| format!("`{contract}` is not the address of a contract: `0x` and 40 hex digits"))?;
         Ok(Self { slug: slug.to_owned(), chain_id, contract: format!("0x{address}"), gateway_app_id: None })
     }
 
-    /// The bytes of the contract's address.
-    pub fn address(&self) -> [u8; 20] {
-        self.contract.parse::<AppId>().expect("checked when it was configured").0
+    /// The contract's address.
+    pub fn address(&self) -> Address {
+        self.contract.parse().expect("checked when it was made")
     }
 }
 
 /// A chain, and the endpoints that speak for it. Only the operator names them, never a request.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainConfig {
     /// Its id. An endpoint that speaks for another chain is not believed.
     pub chain_id: u64,
     /// Endpoints (JSON-RPC over HTTP), the preferred one first. They may hold a key of the operator's: never shown.
-    pub rpc_urls: Vec<String>,
+    pub rpc_urls: Vec<RpcUrl>,
     /// Blocks that a transaction has to be deep, itself included. Default 1.
     pub confirmations: u64,
     /// The block from which apps' logs are read: none is older than its key service's contract. Default 0.
     pub from_block: u64,
     /// An endpoint that clients may be told about.
     pub public_rpc_url: Option<String>,
-}
-
-impl std::fmt::Debug for ChainConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChainConfig")
-            .field("chain_id", &self.chain_id)
-            .field("rpc_urls", &self.rpc_urls.len())
-            .field("confirmations", &self.confirmations)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Slug of the embedded key service.
@@ -347,12 +338,13 @@ impl Settings {
         let mut all: Vec<ChainConfig> = Vec::new();
         for (index, asked) in self.chains.iter().enumerate() {
             let key = |name: &str| format!("chains[{index}].{name}");
-            let is_url = |url: &String| url.starts_with("https://") || url.starts_with("http://");
-            if asked.rpc_urls.is_empty() || !asked.rpc_urls.iter().chain(&asked.public_rpc_url).all(is_url) {
-                return Err(format!(
-                    "{}: should be at least one URL, `https://…` or `http://…`",
-                    key("rpc_urls")
-                ));
+            let parsed = |url: &String| {
+                url.parse::<RpcUrl>().map_err(|error| format!("{}: {error}", key("rpc_urls")))
+            };
+            let rpc_urls = asked.rpc_urls.iter().map(parsed).collect::<Result<Vec<_>, _>>()?;
+            asked.public_rpc_url.as_ref().map(parsed).transpose()?;
+            if rpc_urls.is_empty() {
+                return Err(format!("{}: should be at least one URL", key("rpc_urls")));
             }
             let confirmations = asked.confirmations.unwrap_or(1);
             if !(1..=10_000).contains(&confirmations) {
@@ -366,7 +358,7 @@ impl Settings {
             }
             all.push(ChainConfig {
                 chain_id: asked.chain_id,
-                rpc_urls: asked.rpc_urls.clone(),
+                rpc_urls,
                 confirmations,
                 from_block: asked.from_block.unwrap_or(0),
                 public_rpc_url: asked.public_rpc_url.clone(),

@@ -25,7 +25,7 @@ use crate::error::Source;
 use crate::http;
 use crate::store::{Durability, Store, WriterMode};
 use crate::workflow::worker::{NoProbe, Probe};
-use crate::workflow::{reconcile, sweep, worker};
+use crate::workflow::{auto_commit, reconcile, sweep, worker};
 
 /// How long clients get to hear, with an answer, that their connection ends. Closing one at once would cut off a request that
 /// its client has just sent, and the client could not know whether it counts.
@@ -185,6 +185,7 @@ impl Server {
         tasks.spawn(worker::run(app.clone(), probe, stop.clone()));
         tasks.spawn(reconcile::run(app.clone(), stop.clone()));
         tasks.spawn(sweep::run(app.clone(), stop.clone()));
+        tasks.spawn(auto_commit::run(app.clone(), stop.clone()));
         let service = ServiceExt::<Request>::map_response(http::service(app.clone()), {
             let closing = closing.clone();
             move |response: Response| {

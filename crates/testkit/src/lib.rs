@@ -130,7 +130,7 @@ impl World {
     pub async fn update(&self, cvm: &Cvm, patch: CvmPatch) -> Result<Outcome> {
         let wish = Wish { patch, ..Wish::default() };
         let request =
-            Request { wish, kind: Kind::Update, if_match: None, author: self.author(), receipt: None };
+            Request { wish, kind: Kind::Update, if_match: None, author: self.author(), receipt: None, auto_commit: false };
         update::accept(&self.app, self.cvm(cvm), request).await
     }
 

@@ -16,6 +16,7 @@ mod sqlite;
 
 mod accounts;
 mod answers;
+mod app_logs;
 mod approvals;
 mod cvms;
 mod events;
@@ -26,6 +27,7 @@ mod sweep;
 
 pub use accounts::{Account, ApiKey, KeyCheck, NewKey};
 pub use answers::{Answer, Receipt, RequestKey};
+pub use app_logs::{AppLog, KnownRevision};
 pub use approvals::{
     Approval, ApprovalFilter, ApprovalState, Auto, AutoBy, Closing, NewApproval, Purpose,
 };
