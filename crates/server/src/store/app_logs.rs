@@ -55,7 +55,7 @@ impl Store {
         self.write(move |tx| {
             tx.prepare_cached("INSERT OR REPLACE INTO app_log (app, next, complete) VALUES (?, ?, ?)")?
                 .execute(params![app, log.next, log.complete])?;
-            for hash in hashes {
+            for hash in &hashes {
                 tx.prepare_cached("INSERT INTO app_hash (app, compose_hash) VALUES (?, ?) ON CONFLICT DO NOTHING")?
                     .execute(params![app, hash.0])?;
             }

@@ -323,7 +323,7 @@ impl Store {
                 return Err(Error::ApprovalClosed);
             }
             let hash = found.compose_hash;
-            let (kind, told) = match auto {
+            let (kind, told) = match auto.clone() {
                 Auto::On(by) => {
                     (found.auto, found.attention) = (Some(by), None);
                     ("approval.auto_commit_on", hash.to_string())
@@ -356,14 +356,14 @@ impl Store {
 }
 
 /// The CVM goes, and with it everything that waits for it.
-pub(super) fn cancel_all(tx: &Connection, cvm_id: i64, author: &Author, at: Timestamp) -> Result<()> {
+pub(super) fn cancel_all(tx: &Connection, cvm_id: i64, author: Option<&Author>, at: Timestamp) -> Result<()> {
     let sql = "UPDATE approval SET state = 'cancelled' WHERE cvm_id = ? AND state = 'open' RETURNING compose_hash";
     let mut statement = tx.prepare_cached(sql)?;
     let hashes: Vec<ComposeHash> = statement
         .query_map([cvm_id], |row| row.get(0).map(ComposeHash))?
         .collect::<rusqlite::Result<_>>()?;
     for hash in hashes {
-        note(tx, cvm_id, "approval.cancelled", Some(author), hash.to_string(), at)?;
+        note(tx, cvm_id, "approval.cancelled", author, hash.to_string(), at)?;
     }
     Ok(())
 }

@@ -146,7 +146,7 @@ impl Store {
                 return Err(Error::OperationOpen);
             }
             if new.kind == Kind::Delete {
-                super::approvals::cancel_all(tx, cvm.id, &new.author, new.at)?;
+                super::approvals::cancel_all(tx, cvm.id, new.author.as_ref(), new.at)?;
             }
             let steps = steps_after_interrupting(new.kind, open.as_ref());
             let new = NewOperation { steps, ..new.clone() };

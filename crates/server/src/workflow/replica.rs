@@ -174,7 +174,7 @@ fn plan(app: &App, source: &Cvm, asked: &CvmReplicate) -> Result<Kept> {
     let node = app.store.nodes()?.into_iter().find(|node| node.id == node_id && app.node(node_id).is_some());
     let node = node.ok_or(Error::NotFound { what: Resource::Node })?;
     let mut spec = base(app, source, asked)?;
-    let rules = update::rules(app, node_id, &source.kms)?;
+    let rules = update::rules(app, &node.facts, &source.kms);
     let image = asked.os_image.as_ref().unwrap_or(&spec.image);
     let Some(image) = rules.images.iter().find(|known| known.name == *image || known.slug() == *image) else {
         let message = format!("node {} does not have OS image `{image}`", node.facts.name);
