@@ -84,6 +84,8 @@ pub struct ChainConfig {
     pub from_block: u64,
     /// An endpoint that clients may be told about.
     pub public_rpc_url: Option<String>,
+    /// It makes a block only when there is something to put in it, so an old head is no sign of a node that lags.
+    pub blocks_on_demand: bool,
 }
 
 /// Slug of the embedded key service.
@@ -186,6 +188,9 @@ pub struct ChainSettings {
     pub from_block: Option<u64>,
     /// An endpoint that clients are told about, for chains that they do not know. Not one that holds a key.
     pub public_rpc_url: Option<String>,
+    /// It makes a block only when there is something to put in it, as local chains do. Default `false`: a head older than five
+    /// minutes is not believed.
+    pub blocks_on_demand: Option<bool>,
 }
 
 impl std::fmt::Debug for ChainSettings {
@@ -338,9 +343,8 @@ impl Settings {
         let mut all: Vec<ChainConfig> = Vec::new();
         for (index, asked) in self.chains.iter().enumerate() {
             let key = |name: &str| format!("chains[{index}].{name}");
-            let parsed = |url: &String| {
-                url.parse::<RpcUrl>().map_err(|error| format!("{}: {error}", key("rpc_urls")))
-            };
+            let parsed =
+                |url: &String| url.parse::<RpcUrl>().map_err(|error| format!("{}: {error}", key("rpc_urls")));
             let rpc_urls = asked.rpc_urls.iter().map(parsed).collect::<Result<Vec<_>, _>>()?;
             asked.public_rpc_url.as_ref().map(parsed).transpose()?;
             if rpc_urls.is_empty() {
@@ -362,6 +366,7 @@ impl Settings {
                 confirmations,
                 from_block: asked.from_block.unwrap_or(0),
                 public_rpc_url: asked.public_rpc_url.clone(),
+                blocks_on_demand: asked.blocks_on_demand.unwrap_or(false),
             });
         }
         Ok(all)

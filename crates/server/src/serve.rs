@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
+use axum::extract::connect_info::Connected;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use axum::serve::Listener;
+use axum::serve::{IncomingStream, Listener};
 use casemate_kms::RootKeys;
 use futures_util::StreamExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use crate::app::{App, NewNode};
+use crate::app::{App, Chains, NewNode};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Source;
@@ -143,6 +144,16 @@ impl Listener for Door {
     }
 }
 
+/// Where a client connects from.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+impl Connected<IncomingStream<'_, Door>> for Peer {
+    fn connect_info(client: IncomingStream<'_, Door>) -> Self {
+        Self(*client.remote_addr())
+    }
+}
+
 /// The last answer on its connection.
 fn close(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -180,7 +191,8 @@ impl Server {
         if config.public_url.is_empty() {
             config.public_url = format!("http://{address}");
         }
-        let app = App::start(store, start.clock, start.kms, start.nodes, config).await?;
+        let chains = Chains::open(&config, &start.clock);
+        let app = App::start_with(store, start.clock, start.kms, start.nodes, config, chains).await?;
         let (closing, stop, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(worker::run(app.clone(), probe, stop.clone()));
         tasks.spawn(reconcile::run(app.clone(), stop.clone()));
@@ -196,7 +208,10 @@ impl Server {
         let (closing_door, stopping) = (closing.clone(), stop.clone());
         tasks.spawn(async move {
             let door = Door { listener: Some(listener), waiting: VecDeque::new(), closing: closing_door };
-            let serve = axum::serve(door, tower::make::Shared::new(service));
+            let serve = axum::serve(
+                door,
+                axum::ServiceExt::<Request>::into_make_service_with_connect_info::<Peer>(service),
+            );
             let _ = serve.with_graceful_shutdown(stopping.cancelled_owned()).await;
         });
         tasks.close();

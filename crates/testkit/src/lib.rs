@@ -88,6 +88,20 @@ impl World {
         Self { app, sim, clock, actor, folder }
     }
 
+    /// The server's parts as a new process puts them together: it knows what the store knows.
+    pub async fn restarted(&self) -> App {
+        let store =
+            Store::open(&self.folder.path().join("casemate.db"), Durability::None, WriterMode::Inline)
+                .expect("the store opens again");
+        let address = "sim:1".to_owned();
+        let (driver, faults) = (Arc::new(self.sim.clone()), Some(Arc::new(self.sim.clone()) as _));
+        let nodes = vec![NewNode { address, driver, faults }];
+        let (kms, config) = (Arc::clone(&self.app.kms), self.app.config.clone());
+        let app =
+            App::start_with(store, self.clock.clone(), kms, nodes, config, self.app.chains.clone()).await;
+        app.expect("the server starts again")
+    }
+
     /// Where the store is.
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()
@@ -129,8 +143,14 @@ impl World {
     /// Asks for an update.
     pub async fn update(&self, cvm: &Cvm, patch: CvmPatch) -> Result<Outcome> {
         let wish = Wish { patch, ..Wish::default() };
-        let request =
-            Request { wish, kind: Kind::Update, if_match: None, author: self.author(), receipt: None, auto_commit: false };
+        let request = Request {
+            wish,
+            kind: Kind::Update,
+            if_match: None,
+            author: self.author(),
+            receipt: None,
+            auto_commit: false,
+        };
         update::accept(&self.app, self.cvm(cvm), request).await
     }
 

@@ -57,7 +57,8 @@ async fn keyed(app: &App, key: &[u8], request: Request, next: Next) -> Result<Re
     let scope = digest(&[&caller, parts.method.as_str().as_bytes(), parts.uri.path().as_bytes(), key]);
     let query = parts.uri.query().unwrap_or_default().as_bytes();
     let [hash, tx, prepare, auto] = MEANINGFUL.map(|name| header(&parts.headers, name));
-    let key = RequestKey { scope, request: digest(&[query, hash, tx, prepare, auto, &bytes]), at: app.clock.now() };
+    let key =
+        RequestKey { scope, request: digest(&[query, hash, tx, prepare, auto, &bytes]), at: app.clock.now() };
 
     let _turn = app.turns.take(&scope).ok_or(store::Error::Answered)?;
     if let Some((request, kept)) = app.store.answer(&key)? {
@@ -90,7 +91,8 @@ async fn keep(app: &App, key: RequestKey, response: Response) -> Result<Response
         .await
         .map_err(|error| Error::internal("read an answer")(error.into()))?;
     if let Ok(body) = String::from_utf8(bytes.to_vec()) {
-        let body = if status.as_u16() == APPROVAL_NEEDED { commit_token::without_tokens(&body) } else { body };
+        let body =
+            if status.as_u16() == APPROVAL_NEEDED { commit_token::without_tokens(&body) } else { body };
         app.store.answer_keep(key, Answer { status: status.as_u16(), body }).await?;
     }
     Ok(Response::from_parts(parts, Body::from(bytes)))

@@ -56,8 +56,10 @@ impl Store {
             tx.prepare_cached("INSERT OR REPLACE INTO app_log (app, next, complete) VALUES (?, ?, ?)")?
                 .execute(params![app, log.next, log.complete])?;
             for hash in &hashes {
-                tx.prepare_cached("INSERT INTO app_hash (app, compose_hash) VALUES (?, ?) ON CONFLICT DO NOTHING")?
-                    .execute(params![app, hash.0])?;
+                tx.prepare_cached(
+                    "INSERT INTO app_hash (app, compose_hash) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                )?
+                .execute(params![app, hash.0])?;
             }
             Ok(())
         })
@@ -67,10 +69,10 @@ impl Store {
     /// Logs that somebody began to read and that have more: the app's number, its id, its key service.
     pub fn app_logs_unfinished(&self) -> Result<Vec<(i64, AppId, String)>> {
         self.read(|connection| {
-            let sql = "SELECT a.id, a.app_id, a.kms FROM app_log l JOIN app a ON a.id = l.app WHERE NOT l.complete";
+            let sql =
+                "SELECT a.id, a.app_id, a.kms FROM app_log l JOIN app a ON a.id = l.app WHERE NOT l.complete";
             let mut statement = connection.prepare_cached(sql)?;
-            let found =
-                statement.query_map([], |row| Ok((row.get(0)?, AppId(row.get(1)?), row.get(2)?)))?;
+            let found = statement.query_map([], |row| Ok((row.get(0)?, AppId(row.get(1)?), row.get(2)?)))?;
             Ok(found.collect::<rusqlite::Result<_>>()?)
         })
     }

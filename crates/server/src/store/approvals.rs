@@ -264,8 +264,7 @@ impl Store {
     pub async fn approvals_expire(&self, now: Timestamp) -> Result<usize> {
         const AT_ONCE: usize = 500;
         let due = move |tx: &Connection| -> Result<Vec<(Uuid, i64, ComposeHash)>> {
-            let sql =
-                "SELECT id, cvm_id, compose_hash FROM approval WHERE state = 'open' AND expires_at <= ? LIMIT ?";
+            let sql = "SELECT id, cvm_id, compose_hash FROM approval WHERE state = 'open' AND expires_at <= ? LIMIT ?";
             let mut statement = tx.prepare_cached(sql)?;
             let found = statement.query_map(params![millis(now), AT_ONCE], |row| {
                 Ok((row.get(0)?, row.get(1)?, ComposeHash(row.get(2)?)))
@@ -357,11 +356,11 @@ impl Store {
 
 /// The CVM goes, and with it everything that waits for it.
 pub(super) fn cancel_all(tx: &Connection, cvm_id: i64, author: Option<&Author>, at: Timestamp) -> Result<()> {
-    let sql = "UPDATE approval SET state = 'cancelled' WHERE cvm_id = ? AND state = 'open' RETURNING compose_hash";
+    let sql =
+        "UPDATE approval SET state = 'cancelled' WHERE cvm_id = ? AND state = 'open' RETURNING compose_hash";
     let mut statement = tx.prepare_cached(sql)?;
-    let hashes: Vec<ComposeHash> = statement
-        .query_map([cvm_id], |row| row.get(0).map(ComposeHash))?
-        .collect::<rusqlite::Result<_>>()?;
+    let hashes: Vec<ComposeHash> =
+        statement.query_map([cvm_id], |row| row.get(0).map(ComposeHash))?.collect::<rusqlite::Result<_>>()?;
     for hash in hashes {
         note(tx, cvm_id, "approval.cancelled", author, hash.to_string(), at)?;
     }
@@ -381,7 +380,8 @@ fn note(
     events::append_for(tx, cvm_id, event)
 }
 
-const APPROVAL: &str = "SELECT a.id, a.cvm_id, a.compose_hash, a.patch, a.base_revision, a.token_hash, a.state, a.op, a.user_id,
+const APPROVAL: &str =
+    "SELECT a.id, a.cvm_id, a.compose_hash, a.patch, a.base_revision, a.token_hash, a.state, a.op, a.user_id,
   a.expires_at, a.purpose, a.auto_user, a.auto_key, a.attention, a.created_at, c.uid,
   (SELECT username FROM user WHERE id = a.user_id) FROM approval a JOIN cvm c ON c.id = a.cvm_id";
 

@@ -28,9 +28,7 @@ mod sweep;
 pub use accounts::{Account, ApiKey, KeyCheck, NewKey};
 pub use answers::{Answer, Receipt, RequestKey};
 pub use app_logs::{AppLog, KnownRevision};
-pub use approvals::{
-    Approval, ApprovalFilter, ApprovalState, Auto, AutoBy, Closing, NewApproval, Purpose,
-};
+pub use approvals::{Approval, ApprovalFilter, ApprovalState, Auto, AutoBy, Closing, NewApproval, Purpose};
 pub use cvms::{AppFilter, AppRevisionInfo, AppRow, CvmFilter, Found, NewCvm, RevisionInfo};
 pub use events::{Event, NewEvent, Of};
 pub use nodes::NodeRow;

@@ -173,9 +173,11 @@ pub fn superseded(app: &App, operation: &Operation) -> Result<Option<(Cvm, Compo
         return Ok(None);
     }
     let before = app.store.spec(cvm.id, operation.previous)?.compose.hash;
-    let in_use = app.store.known_revisions(cvm.app)?.into_iter().any(|revision| {
-        revision.current && revision.compose_hash == before
-    });
+    let in_use = app
+        .store
+        .known_revisions(cvm.app)?
+        .into_iter()
+        .any(|revision| revision.current && revision.compose_hash == before);
     Ok((!in_use).then_some((cvm, before)))
 }
 

@@ -147,7 +147,9 @@ async fn keep(
         token,
         status,
     };
-    opening.store(app, receipt.map(|receipt| receipt.of(|ask: &Box<Ask>| Outcome::NeedsApproval(ask.clone())))).await
+    opening
+        .store(app, receipt.map(|receipt| receipt.of(|ask: &Box<Ask>| Outcome::NeedsApproval(ask.clone()))))
+        .await
 }
 
 impl Opening<'_> {
@@ -255,9 +257,8 @@ pub async fn commit_as_asked(
     let cvm = cvm_of(app, approval)?;
     match approval.purpose {
         Purpose::Replica => {
-            let receipt = receipt.map(|receipt| {
-                receipt.of(|created: &Created| Committed::Replica(Box::new(created.clone())))
-            });
+            let receipt = receipt
+                .map(|receipt| receipt.of(|created: &Created| Committed::Replica(Box::new(created.clone()))));
             let created = replica::commit(app, &cvm, approval, tx, author, receipt).await?;
             Ok(Committed::Replica(Box::new(created)))
         }
@@ -338,11 +339,11 @@ pub async fn commit_registered(
 pub async fn commit_with_token(
     app: &App,
     named: &str,
+    approval: Approval,
     asked: CommitUpdate,
     request_id: String,
     receipt: Option<Receipt<Outcome>>,
 ) -> Result<Outcome> {
-    let approval = commit_token::approval_of(app, &asked.token)?;
     let cvm = cvm_of(app, &approval)?;
     commit_token::belongs_to(app, &approval, cvm.workspace_id, named)?;
     if approval.purpose != Purpose::Update {
@@ -490,7 +491,14 @@ pub(super) async fn allowed_now(
 ) -> std::result::Result<Allowed, String> {
     let asked = async {
         let contract = onchain::contract(app, &cvm.kms)?.ok_or(Error::NotFound { what: Resource::Kms })?;
-        contract.allowed(onchain::subject(app, cvm, compose_hash)?).await
+        let device = onchain::device(app, cvm.node_id)?;
+        Ok(match contract.check(cvm.app_id, compose_hash, device, TxProof::StateOnly).await? {
+            Verdict::Confirmed(_) => Allowed { compose_hash: true, device: true },
+            Verdict::NotAllowed(allowed) => allowed,
+            Verdict::NotYet(why) | Verdict::OtherTransaction(why) => {
+                return Err(Error::Unavailable { service: "the chain", source: why.into() });
+            }
+        })
     };
     asked.await.map_err(|error| {
         let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
@@ -505,13 +513,19 @@ pub async fn onchain_status(app: &App, cvm: &Cvm, compose_hash: ComposeHash) -> 
 }
 
 /// The plan of an open approval on the revision that it was asked for on; none for one that was not asked for as an update.
-pub fn planned(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<(Wish, Plan)>> {
+pub fn planned(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<Plan>> {
     if approval.purpose != Purpose::Update {
         return Ok(None);
     }
     let (_, wish) = Kept::read(app, approval)?;
-    let plan = update::plan(app, cvm, approval.base_revision, &wish)?;
-    Ok(Some((wish, plan)))
+    let mut plan = update::plan(app, cvm, approval.base_revision, &wish)?;
+    if let Plan::Steps(steps) = &mut plan
+        && !wish.touches_document()
+    {
+        // It was planned without the long texts.
+        steps.spec.compose = app.store.spec(cvm.id, approval.base_revision)?.compose;
+    }
+    Ok(Some(plan))
 }
 
 fn hash_refused(message: impl Into<String>) -> Error {

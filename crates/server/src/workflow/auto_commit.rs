@@ -82,7 +82,8 @@ async fn commit_allowed(app: &App) -> Result<()> {
 }
 
 fn waiting(app: &App, approval: &Approval) -> Result<(String, AutoBy, casemate_chain::Subject)> {
-    let by = approval.auto.ok_or_else(|| Error::internal("read who switched auto-commit on")("nobody".into()))?;
+    let by =
+        approval.auto.ok_or_else(|| Error::internal("read who switched auto-commit on")("nobody".into()))?;
     let cvm = approval::cvm_of(app, approval)?;
     let node_id = match approval.purpose {
         Purpose::Update => cvm.node_id,

@@ -186,7 +186,8 @@ async fn app_identity(
         return match asked.nonce {
             None => Ok((asked.app_id, None)),
             Some(_) => {
-                let message = format!("the app ids of key service `{kms}` are addresses, not made from numbers");
+                let message =
+                    format!("the app ids of key service `{kms}` are addresses, not made from numbers");
                 Err(Error::invalid("nonce", message))
             }
         };
@@ -314,9 +315,8 @@ pub async fn create(
 
 /// What an earlier call prepared for this one.
 fn prepared(app: &App, actor: &Actor, asked: &CvmCreate) -> Result<Prepared> {
-    let find = |app_id| {
-        app.store.provision(actor.workspace_id, None, app_id, asked.compose_hash, app.clock.now())
-    };
+    let find =
+        |app_id| app.store.provision(actor.workspace_id, None, app_id, asked.compose_hash, app.clock.now());
     let found = match find(asked.app_id) {
         Err(store::Error::Missing) => find(TO_BE_DEPLOYED),
         other => other,
@@ -351,7 +351,10 @@ async fn check_contract(
     let (app_id, compose_hash, kms) = (asked.app_id, asked.compose_hash, contract.kms);
     let wrong = |field: &str, message: String| Err(Error::rejected(codes::INVALID_REQUEST, field, message));
     if asked.contract_address.is_some_and(|address| address != app_id) {
-        return wrong("contract_address", format!("should be the app id, 0x{app_id}: the contract is the app"));
+        return wrong(
+            "contract_address",
+            format!("should be the app id, 0x{app_id}: the contract is the app"),
+        );
     }
     let found = contract.registration(app_id).await?;
     let (chain_id, address) = (kms.chain_id, &kms.contract);
@@ -363,7 +366,10 @@ async fn check_contract(
         return wrong("contract_address", message);
     }
     if found.owner.is_none() {
-        return wrong("contract_address", format!("there is no app contract at 0x{app_id} on chain {chain_id}"));
+        return wrong(
+            "contract_address",
+            format!("there is no app contract at 0x{app_id} on chain {chain_id}"),
+        );
     }
     let device = onchain::device(app, node_id)?;
     let tx = asked.transaction_hash.unwrap_or_default();
@@ -404,11 +410,7 @@ pub(super) fn new_cvm(
 }
 
 /// Stores a CVM that is to be made, and has it made.
-pub(super) async fn store_new(
-    app: &App,
-    new: NewCvm,
-    receipt: Option<Receipt<Created>>,
-) -> Result<Created> {
+pub(super) async fn store_new(app: &App, new: NewCvm, receipt: Option<Receipt<Created>>) -> Result<Created> {
     let spec = new.spec.clone();
     let created = move |accepted: &store::Accepted| Created {
         cvm: accepted.cvm.clone(),

@@ -136,6 +136,14 @@ impl Contract<'_> {
         }
     }
 
+    /// Does the key service's contract allow the OS image with this hash, 64 hex digits?
+    pub async fn image_hash_allowed(&self, hash: &str) -> Result<bool> {
+        match image_bytes(hash) {
+            None => Ok(false),
+            Some(hash) => self.ask(self.chain.os_image_allowed(self.kms.address(), hash)).await,
+        }
+    }
+
     /// The contract's reason, if it does not let this machine boot.
     pub async fn boot_refusal(&self, facts: &NodeFacts, work: &Work) -> Result<Option<String>> {
         let machine = &work.machine;
@@ -158,9 +166,13 @@ impl Contract<'_> {
 
 fn image_hash(facts: &NodeFacts, name: &str) -> Option<[u8; 32]> {
     let image = facts.images.iter().find(|image| image.name == name)?;
-    let mut hash = [0; 32];
-    hex::decode_to_slice(image.os_image_hash.trim_start_matches("0x"), &mut hash).ok()?;
-    Some(hash)
+    image_bytes(&image.os_image_hash)
+}
+
+fn image_bytes(hash: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(hash.trim_start_matches("0x"), &mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// What has to be allowed so that this CVM can run this hash.
@@ -208,8 +220,9 @@ pub async fn check_image(app: &App, kms: &str, node_id: i64, image: &str) -> Res
         return Ok(());
     }
     let ContractKms { contract, chain_id, .. } = contract.kms;
-    let message =
-        format!("the contract {contract} of key service `{kms}` on chain {chain_id} does not allow OS image `{image}`");
+    let message = format!(
+        "the contract {contract} of key service `{kms}` on chain {chain_id} does not allow OS image `{image}`"
+    );
     Err(Error::rejected(codes::OS_IMAGE_NOT_COMPATIBLE, "image", message))
 }
 

@@ -1,8 +1,6 @@
 //! Another CVM of an app that has one: made at once, or, where a contract has to allow its hash or its device first, when that
 //! is so.
 
-
-
 use casemate_types::error::codes;
 use casemate_types::ids::CvmRef;
 use casemate_types::patch::{CvmPatch, CvmReplicate, TxProof};
@@ -10,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::approval::{self, Ask, Opening, Token};
 use super::create::{self, Created};
-use super::update::{self, busy};
 use super::onchain;
+use super::update::{self, busy};
 use crate::app::App;
 use crate::auth::Author;
 use crate::cvm::plan::{Current, Plan, Wish, plan_update};
@@ -65,7 +63,9 @@ pub async fn replicate(
     let hash = kept.spec.compose.hash;
     let device = onchain::device(app, kept.node_id);
     let Some(contract) = onchain::contract(app, &source.kms)? else {
-        return Ok(Outcome::Created(Box::new(make(app, source, kept, how.author, None, created(receipt)).await?)));
+        return Ok(Outcome::Created(Box::new(
+            make(app, source, kept, how.author, None, created(receipt)).await?,
+        )));
     };
     let device = device?;
     onchain::check_image(app, &source.kms, kept.node_id, &kept.spec.image).await?;
@@ -76,7 +76,9 @@ pub async fn replicate(
         && allowed.both()
         && !how.prepare_only
     {
-        return Ok(Outcome::Created(Box::new(make(app, source, kept, how.author, None, created(receipt)).await?)));
+        return Ok(Outcome::Created(Box::new(
+            make(app, source, kept, how.author, None, created(receipt)).await?,
+        )));
     }
     let opening = Opening {
         cvm: source,
@@ -211,7 +213,9 @@ fn base(app: &App, source: &Cvm, asked: &CvmReplicate) -> Result<Spec> {
     let filter = CvmFilter { app: Some(source.app), limit: 1000, ..CvmFilter::default() };
     for cvm in app.store.cvms(source.workspace_id, &filter)?.0 {
         let known = app.store.revisions(cvm.id)?;
-        if let Some(revision) = known.iter().filter(|revision| revision.compose_hash == hash).max_by_key(|r| r.number) {
+        if let Some(revision) =
+            known.iter().filter(|revision| revision.compose_hash == hash).max_by_key(|r| r.number)
+        {
             let spec = app.store.spec(cvm.id, revision.number)?;
             // The machine is like the source; what it runs is of that revision.
             return Ok(Spec { compose: spec.compose, sealed_env: spec.sealed_env, ..current });

@@ -5,8 +5,8 @@ use casemate_types::error::codes;
 use casemate_types::ids::OperationId;
 
 use super::approval::{self, Ask};
-use super::onchain;
 use super::operation::{Kind, Lane, Operation, Options};
+use super::{allowance, onchain};
 use crate::app::App;
 use crate::auth::Author;
 use crate::cvm::plan::{Approval, Current, INSTANCE_TYPES, Plan, Rules, Steps, Wish, plan_update};
@@ -151,6 +151,12 @@ pub fn plan(app: &App, cvm: &Cvm, base: u64, wish: &Wish) -> Result<Plan> {
 pub async fn plan_checked(app: &App, cvm: &Cvm, wish: &Wish) -> Result<Plan> {
     let plan = plan(app, cvm, cvm.revision, wish)?;
     check_image(app, cvm, &plan).await?;
+    if let (Some(_), Plan::Steps(steps)) = (&wish.content_of, &plan)
+        && steps.approval == Approval::NotNeeded
+    {
+        // Nobody is asked for an approval, so nobody would say that the contract changed its mind.
+        allowance::check_unchanged_hash(app, cvm, steps.spec.compose.hash).await?;
+    }
     Ok(plan)
 }
 
@@ -206,8 +212,14 @@ pub async fn accept_each(
     author: &Author,
     receipt: Option<Receipt<Vec<Option<store::Accepted>>>>,
 ) -> Result<Vec<Option<store::Accepted>>> {
-    let request =
-        Request { wish: Wish::default(), kind, if_match: None, author: author.clone(), receipt: None, auto_commit: false };
+    let request = Request {
+        wish: Wish::default(),
+        kind,
+        if_match: None,
+        author: author.clone(),
+        receipt: None,
+        auto_commit: false,
+    };
     let new =
         planned.into_iter().map(|(cvm, plan)| (new_operation(app, &cvm, &plan, &request), cvm)).collect();
     let accepted = app.store.operations_accept(new, receipt).await?;
