@@ -148,17 +148,16 @@ async fn keep(
         status,
     };
     opening
-        .store(app, receipt.map(|receipt| receipt.of(|ask: &Box<Ask>| Outcome::NeedsApproval(ask.clone()))))
+        .store(
+            app,
+            receipt.map(|receipt| receipt.of(|ask: &Ask| Outcome::NeedsApproval(Box::new(ask.clone())))),
+        )
         .await
 }
 
 impl Opening<'_> {
     /// Stores it, and says what has to be registered.
-    pub(super) async fn store(
-        self,
-        app: &App,
-        receipt: Option<Receipt<Box<Ask>>>,
-    ) -> Result<(Uuid, Box<Ask>)> {
+    pub(super) async fn store(self, app: &App, receipt: Option<Receipt<Ask>>) -> Result<(Uuid, Box<Ask>)> {
         let (id, at) = (app.clock.new_id(), app.clock.now());
         let auto = self.author.key_id.filter(|_| self.auto_commit);
         let auto = auto.map(|key_id| AutoBy { user_id: self.author.user_id, key_id });
@@ -200,7 +199,7 @@ impl Opening<'_> {
         let ask = Box::new(ask);
         let receipt = receipt.map(|receipt| {
             let ask = ask.clone();
-            receipt.of(move |()| ask.clone())
+            receipt.of(move |()| Ask::clone(&ask))
         });
         app.store.approval_open(new, receipt).await?;
         Ok((id, ask))

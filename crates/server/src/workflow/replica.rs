@@ -91,7 +91,8 @@ pub async fn replicate(
         token: Token::With { route: how.commit_route },
         status: allowed.ok().map(onchain::status),
     };
-    let receipt = receipt.map(|receipt| receipt.of(|ask: &Box<Ask>| Outcome::NeedsApproval(ask.clone())));
+    let receipt =
+        receipt.map(|receipt| receipt.of(|ask: &Ask| Outcome::NeedsApproval(Box::new(ask.clone()))));
     let (_, ask) = opening.store(app, receipt).await?;
     Ok(Outcome::NeedsApproval(ask))
 }
