@@ -16,13 +16,6 @@ pub struct AppLog {
     pub complete: bool,
 }
 
-impl AppLog {
-    /// The last block that was read, if any was.
-    pub fn read_to(&self) -> Option<u64> {
-        self.next.checked_sub(1)
-    }
-}
-
 /// A revision with its hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownRevision {

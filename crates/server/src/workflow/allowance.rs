@@ -42,7 +42,7 @@ pub struct AllowedHashes {
 /// `Rejected` for an app without a contract; `Unavailable`.
 pub async fn allowed_hashes(app: &App, row: &AppRow) -> Result<AllowedHashes> {
     let contract = contract_of(app, &row.kms)?;
-    let log = read(app, &contract, row.id, row.app_id, None).await?;
+    let (log, read_to) = read(app, &contract, row.id, row.app_id, None).await?;
     let mut known: BTreeMap<ComposeHash, Vec<KnownRevision>> = BTreeMap::new();
     for hash in app.store.app_hashes(row.id)? {
         known.entry(hash).or_default();
@@ -57,7 +57,7 @@ pub async fn allowed_hashes(app: &App, row: &AppRow) -> Result<AllowedHashes> {
     let hashes = known.into_iter().zip(standings).filter(|(_, standing)| standing.now.compose_hash);
     Ok(AllowedHashes {
         complete: log.complete,
-        read_to: log.read_to(),
+        read_to,
         hashes: hashes.map(|(known, _)| known).collect(),
     })
 }
@@ -81,10 +81,10 @@ async fn read(
     row: i64,
     app_id: AppId,
     pieces: Option<usize>,
-) -> Result<AppLog> {
+) -> Result<(AppLog, Option<u64>)> {
     let first = app.config.chain(contract.kms.chain_id).map_or(0, |chain| chain.from_block);
     let mut log = app.store.app_log(row)?.unwrap_or(AppLog { next: first, complete: false });
-    let until = app.clock.now() + READ_FOR;
+    let (until, mut read_to) = (app.clock.now() + READ_FOR, None);
     for piece in 0.. {
         let changes = match contract.changes(app_id, log.next).await {
             Ok(changes) => changes,
@@ -108,13 +108,14 @@ async fn read(
         let added: BTreeSet<_> = added.collect();
         let stuck = next <= log.next && !complete;
         log = AppLog { next, complete };
+        read_to = Some(changes.read_to.number);
         app.store.app_log_put(row, log, added.into_iter().collect()).await?;
         let enough = pieces.is_some_and(|pieces| piece + 1 >= pieces);
         if complete || stuck || enough || app.clock.now() >= until {
             break;
         }
     }
-    Ok(log)
+    Ok((log, read_to))
 }
 
 /// Reads on in the logs that somebody began to read.

@@ -511,6 +511,24 @@ pub async fn onchain_status(app: &App, cvm: &Cvm, compose_hash: ComposeHash) -> 
     onchain::known_status(app, &cvm.kms, subject).await
 }
 
+/// Why an open approval could not be committed now, whatever the contract says.
+///
+/// # Errors
+/// Those of the store.
+pub fn obstacle(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<String>> {
+    if approval.state != ApprovalState::Open || approval.purpose != Purpose::Update {
+        return Ok(None);
+    }
+    let (_, wish) = Kept::read(app, approval)?;
+    match approved_plan(app, cvm, &wish, approval, false) {
+        Ok(_) => Ok(None),
+        Err(error @ (Error::Proof { .. } | Error::Rejected { .. } | Error::Conflict { .. } | Error::Invalid(_))) => {
+            Ok(Some(error.to_string()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The plan of an open approval on the revision that it was asked for on; none for one that was not asked for as an update.
 pub fn planned(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<Plan>> {
     if approval.purpose != Purpose::Update {

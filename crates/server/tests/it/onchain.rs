@@ -51,6 +51,10 @@ async fn whoever_decides_sees_what_would_run() {
         assert_eq!(batch["transactions"].as_array().map(Vec::len), Some(1), "only what is missing: {batch}");
         assert_eq!(batch["chainId"], "8453");
     }
+    // Somebody else changes the same field: what waits could not run any more, and says so.
+    stage.client.patch(&stage.path(""), json!({ "vcpu": 3 })).await.expect(202);
+    stage.world.settle().await;
+    assert!(text(&stage.client.json(&path).await["problem"]).contains("vcpu"));
     let list = stage.client.json("/approvals?state=open").await;
     assert_eq!(list["items"][0]["cvm_name"], "web-one");
     assert!(!list.to_string().contains("ct_"), "{list}");

@@ -107,7 +107,11 @@ function showCalls(calls) {
   at("calls").dataset.key = key;
   at("calls").replaceChildren(...calls.map((call) => {
     const box = make("div", undefined, call.needed === false ? "call done" : "call");
-    box.append(make("h3", call.function + (call.needed === false ? " (done)" : "")));
+    if (call.needed === false) {
+      box.append(make("h3", "✓ " + call.function + ": nothing to do, the contract allows it"));
+      return box;
+    }
+    box.append(make("h3", call.function));
     for (const [name, value] of [["To", call.to], ["Argument", call.argument], ["Calldata", call.data]]) {
       const field = make("div", undefined, "field");
       const button = make("button", "Copy", "copy");
@@ -123,7 +127,7 @@ function showCalls(calls) {
 function showDecision(approval) {
   const open = approval.state === "open";
   const allowed = approval.onchain_status !== null && approval.onchain_status.is_allowed;
-  at("decide").hidden = !open;
+  at("decide").hidden = !open || Boolean(approval.problem);
   at("commit").disabled = !open || !allowed || busy;
   at("why").textContent = allowed
     ? "The contract allows it. Committing restarts the machine with the new configuration."
@@ -169,7 +173,8 @@ function lines(from, to) {
   box.tabIndex = 0;
   box.setAttribute("aria-label", "Changed lines");
   const CONTEXT = 3;
-  const all = compare(from.split("\n"), to.split("\n"));
+  const split = (text) => text.replace(/\n$/, "").split("\n");
+  const all = compare(split(from), split(to));
   const near = all.map((_, index) => all.slice(Math.max(0, index - CONTEXT), index + CONTEXT + 1).some(([sign]) => sign !== " "));
   let hidden = false;
   all.forEach(([sign, text], index) => {

@@ -56,7 +56,9 @@ pub async fn approval_detail(app: &App, found: &Approval) -> Result<wire::Approv
             (Some(spec), node_id, None)
         }
         Purpose::Update => match workflow::planned(app, &cvm, found) {
-            Ok(Some(Plan::Steps(steps))) => (Some(steps.spec), cvm.node_id, None),
+            Ok(Some(Plan::Steps(steps))) => {
+                (Some(steps.spec), cvm.node_id, workflow::obstacle(app, &cvm, found)?)
+            }
             Ok(_) => (Some(base.clone()), cvm.node_id, None),
             Err(error) => (None, cvm.node_id, Some(error.to_string())),
         },
