@@ -55,11 +55,7 @@ pub async fn allowed_hashes(app: &App, row: &AppRow) -> Result<AllowedHashes> {
     let subjects: Vec<_> = known.keys().map(|hash| subject(*hash)).collect();
     let standings = contract.standings(&subjects).await?;
     let hashes = known.into_iter().zip(standings).filter(|(_, standing)| standing.now.compose_hash);
-    Ok(AllowedHashes {
-        complete: log.complete,
-        read_to,
-        hashes: hashes.map(|(known, _)| known).collect(),
-    })
+    Ok(AllowedHashes { complete: log.complete, read_to, hashes: hashes.map(|(known, _)| known).collect() })
 }
 
 /// The contract of an app's key service.

@@ -522,9 +522,12 @@ pub fn obstacle(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<Stri
     let (_, wish) = Kept::read(app, approval)?;
     match approved_plan(app, cvm, &wish, approval, false) {
         Ok(_) => Ok(None),
-        Err(error @ (Error::Proof { .. } | Error::Rejected { .. } | Error::Conflict { .. } | Error::Invalid(_))) => {
-            Ok(Some(error.to_string()))
-        }
+        Err(
+            error @ (Error::Proof { .. }
+            | Error::Rejected { .. }
+            | Error::Conflict { .. }
+            | Error::Invalid(_)),
+        ) => Ok(Some(error.to_string())),
         Err(error) => Err(error),
     }
 }

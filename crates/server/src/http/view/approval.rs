@@ -76,7 +76,7 @@ pub async fn approval_detail(app: &App, found: &Approval) -> Result<wire::Approv
         .collect();
     Ok(wire::ApprovalDetail {
         approval: approval(app, &cvm, found),
-        diff: target.as_ref().map(|target| diff(&base, target)).unwrap_or_default(),
+        diff: target.as_ref().map(|target| diff(cvm.app_id, &base, target)).unwrap_or_default(),
         problem,
         app_compose: target.as_ref().map(|target| target.compose.text.to_string()),
         kms: kms::kms_info(app, &cvm.kms),
@@ -104,7 +104,7 @@ fn batch(app: &App, chain_id: u64, name: &str, app_id: AppId, actions: &[Action]
 }
 
 /// What changes, for people: texts as they are, of the environment the names.
-fn diff(base: &Spec, target: &Spec) -> Vec<wire::Diff> {
+fn diff(app_id: AppId, base: &Spec, target: &Spec) -> Vec<wire::Diff> {
     let (old, new) = (base.compose.parsed(), target.compose.parsed());
     let text = |field: &str, before: Value, after: Value| match field {
         "encrypted_env" => (json!(old.allowed_envs()), json!(new.allowed_envs())),
@@ -113,7 +113,7 @@ fn diff(base: &Spec, target: &Spec) -> Vec<wire::Diff> {
             (before, after) => (before.cloned().unwrap_or_default(), after.cloned().unwrap_or_default()),
         },
     };
-    plan::diff(base, target)
+    plan::diff(&app_id, base, target)
         .into_iter()
         .filter(|change| change.field != "instance_id")
         .map(|change| {
