@@ -5,8 +5,8 @@
 help: ## List the targets
 	@awk -F ': *## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile $(if $(wildcard crates/benches/Cargo.toml),,| grep -v '^make bench')
 
-dev: ## Build and start a whole cloud here, with an example app that is updated before your eyes (YES=1: do not ask; ARGS="...": more options)
-	@scripts/dev $(ARGS)
+dev: ## Build and start a whole cloud here, with an example app that is updated before your eyes (CHAIN=anvil: with a chain whose contracts govern keys; YES=1: do not ask; ARGS="...": more options)
+	@CHAIN="$(CHAIN)" scripts/dev $(ARGS)
 
 check: ## The inner loop: formatting, lints, unit and HTTP tests
 	@scripts/check

@@ -63,6 +63,8 @@ pub(crate) async fn fill(data: &Path, sim: &Sim, count: usize) -> Result<()> {
                 name: format!("web-{number:06}"),
                 listed: false,
                 spec: spec(&clock, number),
+                deployer: None,
+                closes: None,
                 nonce: None,
                 op: OperationId(clock.new_id()),
                 author: author.clone(),

@@ -16,6 +16,7 @@ use casemate_server::store::Durability;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::dev_chain::ChainOptions;
 use crate::keys;
 use crate::nodes::Nodes;
 
@@ -34,6 +35,8 @@ pub(crate) struct Dev {
     /// Where CVMs run: sim:N for so many simulated nodes
     #[arg(long, default_value = "sim:2", value_name = "NODES")]
     nodes: Nodes,
+    #[command(flatten)]
+    chain: ChainOptions,
     /// Deploy an example app and update it once
     #[arg(long)]
     demo: bool,
@@ -51,16 +54,22 @@ impl Dev {
             );
         }
         let clock = Clock::system();
-        let config = Config { dev: true, public_url: String::new(), ..Config::default() };
+        let mut config = Config { dev: true, public_url: String::new(), ..Config::default() };
+        let chain = self.chain.open(&self.data, &mut config).await?;
         let server =
             start(&self.data, self.listen, &self.nodes, clock.clone(), config, Durability::Full).await?;
         let url = server.url();
         let env = self.data.join("dev.env");
         let key = dev_key(&server, &clock, &env).await?;
-        write_env(&env, &format!("{url}/api/v1"), &key)?;
+        let (mut more, mut told) = (String::new(), String::new());
+        if let Some(chain) = &chain {
+            chain.allow_images(&server.app).await?;
+            (more, told) = (chain.env(), chain.told(&env));
+        }
+        write_env(&env, &format!("{url}/api/v1"), &key, &more)?;
         say(format_args!(
             "Casemate {} is running.\n\n  API        {url}/api/v1\n  Reference  {url}/docs\n  Key        in {} (source it, and any \
-             client works)",
+             client works){told}",
             env!("CARGO_PKG_VERSION"),
             env.display()
         ));
@@ -213,13 +222,13 @@ async fn dev_key(server: &Server, clock: &Clock, env: &Path) -> Result<String, S
 }
 
 /// Appears whole or not at all, readable by the owner alone.
-fn write_env(file: &Path, prefix: &str, key: &str) -> Result<(), Source> {
+fn write_env(file: &Path, prefix: &str, key: &str, more: &str) -> Result<(), Source> {
     use std::os::unix::fs::OpenOptionsExt;
     let half = file.with_extension("env.new");
     let _ = std::fs::remove_file(&half);
     let mut open = std::fs::OpenOptions::new();
     let mut out = open.write(true).create_new(true).mode(0o600).open(&half)?;
-    writeln!(out, "export PHALA_CLOUD_API_PREFIX={prefix}\nexport PHALA_CLOUD_API_KEY={key}")?;
+    write!(out, "export PHALA_CLOUD_API_PREFIX={prefix}\nexport PHALA_CLOUD_API_KEY={key}\n{more}")?;
     out.sync_all()?;
     std::fs::rename(half, file)?;
     Ok(())

@@ -9,6 +9,8 @@ mod cloud;
 #[cfg(all(feature = "server", feature = "client"))]
 mod demo;
 #[cfg(feature = "server")]
+mod dev_chain;
+#[cfg(feature = "server")]
 mod keys;
 #[cfg(feature = "server")]
 mod nodes;

@@ -33,7 +33,7 @@ impl Action {
     }
 
     /// The function's name, the argument's name, and the argument as `0x…`.
-    fn spelled(self) -> (&'static str, &'static str, String) {
+    pub fn spelled(self) -> (&'static str, &'static str, String) {
         match self {
             Self::AddComposeHash(hash) => ("addComposeHash", "composeHash", format!("0x{hash}")),
             Self::RemoveComposeHash(hash) => ("removeComposeHash", "composeHash", format!("0x{hash}")),

@@ -1,15 +1,16 @@
 //! What handlers and workers share.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use casemate_chain::Chain;
+use casemate_chain::{Chain, Evm};
 use casemate_kms::RootKeys;
 use casemate_types::env::EnvVar;
 use casemate_types::ids::AppId;
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use crate::cache::Cache;
@@ -46,8 +47,10 @@ pub struct Parts {
     pub env_keys: Cache<AppId, [u8; 32]>,
     /// Answers that are still being written.
     pub streams: Streams,
-    /// The chain that contract-owned key services are on, if there is one.
-    pub chain: Option<Arc<dyn Chain>>,
+    /// The chains that contract-owned key services are on.
+    pub chains: Chains,
+    /// Who has sent wrong commit tokens lately.
+    pub guesses: Guesses,
     /// What only one request at a time may do.
     pub turns: Turns,
     wake: Notify,
@@ -67,17 +70,17 @@ impl App {
         nodes: Vec<NewNode>,
         config: Config,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        Self::start_with(store, clock, kms, nodes, config, None).await
+        Self::start_with(store, clock, kms, nodes, config, Chains::default()).await
     }
 
-    /// As [`App::start`], with a chain that can be asked about contract-owned key services.
+    /// As [`App::start`], with chains that can be asked about contract-owned key services.
     pub async fn start_with(
         store: Store,
         clock: Clock,
         kms: Arc<RootKeys>,
         nodes: Vec<NewNode>,
         config: Config,
-        chain: Option<Arc<dyn Chain>>,
+        chains: Chains,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let secret = store.setting_ensure("secret", clock.random::<32>().to_vec()).await?;
         let secret = secret.try_into().map_err(|_| "the store's secret has not 32 bytes")?;
@@ -94,10 +97,11 @@ impl App {
             nodes: numbered,
             secret,
             config,
-            chain,
+            chains,
             stills: Stills::default(),
             env_keys: Cache::new(ENV_KEYS),
             streams: Streams::default(),
+            guesses: Guesses::default(),
             turns: Turns::default(),
             wake: Notify::new(),
             wake_urgent: Notify::new(),
@@ -132,6 +136,65 @@ impl Deref for App {
     type Target = Parts;
     fn deref(&self) -> &Parts {
         &self.0
+    }
+}
+
+/// Chains that can be asked, by their id.
+#[derive(Clone, Default)]
+pub struct Chains(BTreeMap<u64, Arc<dyn Chain>>);
+
+impl Chains {
+    /// These, and this one.
+    #[must_use]
+    pub fn with(mut self, chain_id: u64, chain: Arc<dyn Chain>) -> Self {
+        self.0.insert(chain_id, chain);
+        self
+    }
+
+    /// The chains that are configured, asked at their nodes. Connects to nothing yet.
+    pub fn open(config: &Config, clock: &Clock) -> Self {
+        config.chains.iter().fold(Self::default(), |chains, chain| {
+            let usual = casemate_chain::ChainConfig::new(chain.chain_id, chain.rpc_urls.clone());
+            let how = casemate_chain::ChainConfig {
+                confirmations: chain.confirmations,
+                max_head_age: usual.max_head_age.filter(|_| !chain.blocks_on_demand),
+                ..usual
+            };
+            let clock = clock.clone();
+            let now = move || u64::try_from(clock.now().as_second()).unwrap_or_default();
+            chains.with(chain.chain_id, Arc::new(Evm::new(how, now)))
+        })
+    }
+
+    /// The chain with this id.
+    pub fn get(&self, chain_id: u64) -> Option<&Arc<dyn Chain>> {
+        self.0.get(&chain_id)
+    }
+}
+
+/// Wrong commit tokens, by the address that they came from.
+#[derive(Default)]
+pub struct Guesses(Mutex<HashMap<String, (Timestamp, u32)>>);
+
+impl Guesses {
+    /// Wrong tokens that an address may send in a minute.
+    pub const IN_A_MINUTE: u32 = 20;
+    /// Addresses that are remembered before those of earlier minutes are forgotten.
+    const MOST: usize = 10_000;
+
+    /// One more from this address. False: it is one too many.
+    pub fn again(&self, address: &str, now: Timestamp) -> bool {
+        let over = |begun: Timestamp| now.duration_since(begun).as_secs() >= 60;
+        let mut all = self.0.lock().expect("nothing panics while holding it");
+        if all.len() >= Self::MOST {
+            all.retain(|_, (begun, _)| !over(*begun));
+        }
+        let (begun, count) = all.entry(address.to_owned()).or_insert((now, 0));
+        if over(*begun) {
+            (*begun, *count) = (now, 0);
+        }
+        *count = count.saturating_add(1);
+        *count <= Self::IN_A_MINUTE
     }
 }
 

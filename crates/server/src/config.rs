@@ -1,6 +1,6 @@
 //! What the operator decides. One typed struct, read from a TOML file and the environment, checked once.
 //!
-//! A key `a.b` of the file is `CASEMATE_A_B` in the environment; the environment wins. The file and the environment are read
+//! A key `a.b` of the file is `CASEMATE_A_B` in the environment, lists being written as in the file; the environment wins. The file and the environment are read
 //! here and nowhere else.
 
 use std::collections::BTreeMap;
@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use casemate_chain::RpcUrl;
+use casemate_types::ids::Address;
 use ipnet::IpNet;
 use jiff::SignedDuration;
 use serde::Deserialize;
@@ -36,6 +38,8 @@ pub struct Config {
     pub gateway_domain: Option<String>,
     /// Key services that belong to a contract, beside the embedded one.
     pub contract_kms: Vec<ContractKms>,
+    /// The chains that these contracts are on, and who is asked about them.
+    pub chains: Vec<ChainConfig>,
     /// Certificate and key of the listener; plain HTTP without.
     pub tls: Option<TlsFiles>,
     /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed. Default none.
@@ -58,8 +62,45 @@ pub struct ContractKms {
     pub slug: String,
     /// 1 Ethereum, 8453 Base, 31337 a local chain.
     pub chain_id: u64,
-    /// Address of its contract, `0x…`.
+    /// Address of its contract: `0x` and 40 digits in lower case.
     pub contract: String,
+    /// App id of its gateway, if it has one.
+    pub gateway_app_id: Option<String>,
+}
+
+impl ContractKms {
+    /// One without a gateway.
+    ///
+    /// # Errors
+    /// `contract` is no address.
+    pub fn new(slug: &str, chain_id: u64, contract: &str) -> Result<Self, String> {
+        let address: Address = contract
+            .parse()
+            .map_err(|_| format!("`{contract}` is not the address of a contract: `0x` and 40 hex digits"))?;
+        Ok(Self { slug: slug.to_owned(), chain_id, contract: format!("0x{address}"), gateway_app_id: None })
+    }
+
+    /// The contract's address.
+    pub fn address(&self) -> Address {
+        self.contract.parse().expect("checked when it was made")
+    }
+}
+
+/// A chain, and the endpoints that speak for it. Only the operator names them, never a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainConfig {
+    /// Its id. An endpoint that speaks for another chain is not believed.
+    pub chain_id: u64,
+    /// Endpoints (JSON-RPC over HTTP), the preferred one first. They may hold a key of the operator's: never shown.
+    pub rpc_urls: Vec<RpcUrl>,
+    /// Blocks that a transaction has to be deep, itself included. Default 1.
+    pub confirmations: u64,
+    /// The block from which apps' logs are read: none is older than its key service's contract. Default 0.
+    pub from_block: u64,
+    /// An endpoint that clients may be told about.
+    pub public_rpc_url: Option<String>,
+    /// It makes a block only when there is something to put in it, so an old head is no sign of a node that lags.
+    pub blocks_on_demand: bool,
 }
 
 /// Slug of the embedded key service.
@@ -79,6 +120,7 @@ impl Default for Config {
             dev: false,
             gateway_domain: None,
             contract_kms: Vec::new(),
+            chains: Vec::new(),
             tls: None,
             trusted_proxies: Vec::new(),
         }
@@ -94,6 +136,11 @@ impl Config {
     /// The contract-owned key service with this slug.
     pub fn contract_kms(&self, slug: &str) -> Option<&ContractKms> {
         self.contract_kms.iter().find(|kms| kms.slug == slug)
+    }
+
+    /// What is set for the chain with this id.
+    pub fn chain(&self, chain_id: u64) -> Option<&ChainConfig> {
+        self.chains.iter().find(|chain| chain.chain_id == chain_id)
     }
 }
 
@@ -118,6 +165,60 @@ pub struct Settings {
     pub limits: LimitSettings,
     /// How long things are kept.
     pub keep: KeepSettings,
+    /// Key services.
+    pub kms: KmsSettings,
+    /// The chains of key services that belong to a contract: one `[[chains]]` for each.
+    pub chains: Vec<ChainSettings>,
+}
+
+/// Key services beside the one inside the server.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KmsSettings {
+    /// The keys of contract-owned key services lie with this server, and whoever runs it could take them: say `true` if that
+    /// is known and wanted. Default `false`: then there can be no `kms.contracts`.
+    pub allow_operator_custody: Option<bool>,
+    /// Key services whose apps are contracts: one `[[kms.contracts]]` for each.
+    pub contracts: Vec<KmsContractSettings>,
+}
+
+/// A key service whose apps are contracts on a chain.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KmsContractSettings {
+    /// Its name in addresses and requests: lower-case letters, digits and hyphens.
+    pub slug: String,
+    /// The chain: 1 Ethereum, 8453 Base, or any other that `chains` has.
+    pub chain_id: u64,
+    /// Address of its contract.
+    pub contract: String,
+    /// App id of its gateway.
+    pub gateway_app_id: Option<String>,
+}
+
+/// A chain.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainSettings {
+    /// Its id.
+    pub chain_id: u64,
+    /// Endpoints that speak for it (JSON-RPC over HTTP), the preferred one first.
+    pub rpc_urls: Vec<String>,
+    /// Blocks that a transaction has to be deep, itself included: 1 to 10,000. Default 1.
+    pub confirmations: Option<u64>,
+    /// The block from which apps' logs are read: that of the key service's contract. Default 0.
+    pub from_block: Option<u64>,
+    /// An endpoint that clients are told about, for chains that they do not know. Not one that holds a key.
+    pub public_rpc_url: Option<String>,
+    /// It makes a block only when there is something to put in it, as local chains do. Default `false`: a head older than five
+    /// minutes is not believed.
+    pub blocks_on_demand: Option<bool>,
+}
+
+impl std::fmt::Debug for ChainSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChainSettings").field("chain_id", &self.chain_id).finish_non_exhaustive()
+    }
 }
 
 /// Several words, or one text with commas in between.
@@ -272,6 +373,8 @@ impl Settings {
                 deleted: span("keep.deleted_cvm_days", self.keep.deleted_cvm_days, default.keep.deleted)?,
             },
             max_body: limits.max_body_bytes.unwrap_or(default.max_body),
+            contract_kms: self.contract_kms()?,
+            chains: self.chains()?,
             tls: self.tls.files()?,
             trusted_proxies: self
                 .trusted_proxies
@@ -281,6 +384,76 @@ impl Settings {
                 .collect::<Result<_, _>>()?,
             ..default
         })
+    }
+
+    fn contract_kms(&self) -> Result<Vec<ContractKms>, String> {
+        let mut all: Vec<ContractKms> = Vec::new();
+        if !self.kms.contracts.is_empty() && !self.kms.allow_operator_custody.unwrap_or(false) {
+            return Err("kms.contracts: the keys of these key services would lie with this server, and whoever runs it could \
+                 take them whatever the contracts say; set kms.allow_operator_custody = true if that is wanted"
+                .into());
+        }
+        for (index, asked) in self.kms.contracts.iter().enumerate() {
+            let key = |name: &str| format!("kms.contracts[{index}].{name}");
+            let slug = &asked.slug;
+            let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            let kind_of_other = match slug.as_str() {
+                "ethereum" => asked.chain_id != 1,
+                "base" => asked.chain_id != 8453,
+                _ => false,
+            };
+            if slug.is_empty() || slug == EMBEDDED_KMS || kind_of_other || !slug.bytes().all(plain) {
+                return Err(format!(
+                    "{} is `{slug}`; should be lower-case letters, digits and hyphens, and neither `{EMBEDDED_KMS}` nor the \
+                     name of another chain",
+                    key("slug")
+                ));
+            }
+            if all.iter().any(|other| other.slug == *slug) {
+                return Err(format!("{} is `{slug}`, which another one has; should be unique", key("slug")));
+            }
+            if !self.chains.iter().any(|chain| chain.chain_id == asked.chain_id) {
+                return Err(format!("{} is {}; `chains` has no such chain", key("chain_id"), asked.chain_id));
+            }
+            let mut kms = ContractKms::new(slug, asked.chain_id, &asked.contract)
+                .map_err(|error| format!("{}: {error}", key("contract")))?;
+            kms.gateway_app_id.clone_from(&asked.gateway_app_id);
+            all.push(kms);
+        }
+        Ok(all)
+    }
+
+    fn chains(&self) -> Result<Vec<ChainConfig>, String> {
+        let mut all: Vec<ChainConfig> = Vec::new();
+        for (index, asked) in self.chains.iter().enumerate() {
+            let key = |name: &str| format!("chains[{index}].{name}");
+            let parsed =
+                |url: &String| url.parse::<RpcUrl>().map_err(|error| format!("{}: {error}", key("rpc_urls")));
+            let rpc_urls = asked.rpc_urls.iter().map(parsed).collect::<Result<Vec<_>, _>>()?;
+            asked.public_rpc_url.as_ref().map(parsed).transpose()?;
+            if rpc_urls.is_empty() {
+                return Err(format!("{}: should be at least one URL", key("rpc_urls")));
+            }
+            let confirmations = asked.confirmations.unwrap_or(1);
+            if !(1..=10_000).contains(&confirmations) {
+                return Err(format!(
+                    "{} is {confirmations}; should be from 1 to 10000",
+                    key("confirmations")
+                ));
+            }
+            if all.iter().any(|other| other.chain_id == asked.chain_id) {
+                return Err(format!("{} is {}, which another one has", key("chain_id"), asked.chain_id));
+            }
+            all.push(ChainConfig {
+                chain_id: asked.chain_id,
+                rpc_urls,
+                confirmations,
+                from_block: asked.from_block.unwrap_or(0),
+                public_rpc_url: asked.public_rpc_url.clone(),
+                blocks_on_demand: asked.blocks_on_demand.unwrap_or(false),
+            });
+        }
+        Ok(all)
     }
 }
 
@@ -302,14 +475,23 @@ const KEYS: &[&str] = &[
     "keep.step_event_days",
     "keep.expired_days",
     "keep.deleted_cvm_days",
+    "kms.allow_operator_custody",
+    "kms.contracts",
+    "chains",
 ];
 
 fn variable(key: &str) -> String {
     format!("CASEMATE_{}", key.replace('.', "_").to_uppercase())
 }
 
+/// Numbers, `true`, `false` and lists are written as in the file; everything else is a text.
 fn set(table: &mut toml::Table, key: &str, value: &str) {
-    let value = value.parse().map_or_else(|_| toml::Value::String(value.to_owned()), toml::Value::Integer);
+    let written =
+        format!("value = {value}").parse::<toml::Table>().ok().and_then(|mut line| line.remove("value"));
+    let value = match written {
+        Some(value @ (toml::Value::Integer(_) | toml::Value::Boolean(_) | toml::Value::Array(_))) => value,
+        Some(_) | None => toml::Value::String(value.to_owned()),
+    };
     match key.split_once('.') {
         None => drop(table.insert(key.to_owned(), value)),
         Some((group, key)) => {
@@ -385,10 +567,61 @@ mod tests {
     #[test]
     fn every_key_can_come_from_the_environment() {
         for key in KEYS {
-            let value =
-                if key.starts_with("limits.") || key.starts_with("keep.") { "5" } else { "b.example" };
+            let value = match *key {
+                "kms.allow_operator_custody" => "true",
+                "kms.contracts" => "[{ slug = \"a\", chain_id = 1, contract = \"0x11\" }]",
+                "chains" => "[{ chain_id = 1, rpc_urls = [\"http://a.example\"] }]",
+                key if key.starts_with("limits.") || key.starts_with("keep.") => "5",
+                _ => "b.example",
+            };
             let environment = [(variable(key), value.to_owned())];
             Settings::read(None, environment).unwrap_or_else(|error| panic!("{key}: {error}"));
         }
+    }
+
+    const CHAIN: &str = "[[chains]]\nchain_id = 8453\nrpc_urls = [\"https://rpc.example/secret\"]\n";
+
+    fn kms(settings: &str) -> Result<Config, String> {
+        read(&format!("public_url = \"https://a.example\"\n{CHAIN}{settings}"), &[])
+    }
+
+    #[test]
+    fn keys_of_contracts_lie_with_the_operator_only_if_that_is_said() {
+        let contract = format!(
+            "[[kms.contracts]]\nslug = \"base\"\nchain_id = 8453\ncontract = \"0x{}\"\n",
+            "Ab".repeat(20)
+        );
+        let refused = kms(&contract).unwrap_err();
+        assert!(refused.contains("kms.allow_operator_custody = true"), "{refused}");
+        let config = kms(&format!("[kms]\nallow_operator_custody = true\n{contract}")).unwrap();
+        assert_eq!(config.contract_kms("base").unwrap().contract, format!("0x{}", "ab".repeat(20)));
+        assert_eq!(config.chain(8453).unwrap().confirmations, 1);
+        assert!(!format!("{config:?}").contains("secret"), "an endpoint may hold a key");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_chain_is_named() {
+        let contract = |slug: &str, chain_id: u64, contract: &str| {
+            format!(
+                "[kms]\nallow_operator_custody = true\n[[kms.contracts]]\nslug = \"{slug}\"\nchain_id = {chain_id}\n\
+                 contract = \"{contract}\"\n"
+            )
+        };
+        let good = format!("0x{}", "11".repeat(20));
+        for (settings, named) in [
+            (contract("phala", 8453, &good), "kms.contracts[0].slug"),
+            (contract("ethereum", 8453, &good), "kms.contracts[0].slug"),
+            (contract("Mine", 8453, &good), "kms.contracts[0].slug"),
+            (contract("mine", 1, &good), "kms.contracts[0].chain_id"),
+            (contract("mine", 8453, "0x11"), "kms.contracts[0].contract"),
+            ("[[chains]]\nchain_id = 1\nrpc_urls = []\n".into(), "chains[1].rpc_urls"),
+            ("[[chains]]\nchain_id = 1\nrpc_urls = [\"ftp://a\"]\n".into(), "chains[1].rpc_urls"),
+            (CHAIN.into(), "chains[1].chain_id"),
+            (format!("{}confirmations = 0\n", CHAIN.replace("8453", "1")), "chains[1].confirmations"),
+        ] {
+            let error = kms(&settings).unwrap_err();
+            assert!(error.contains(named), "{settings}: {error}");
+        }
+        assert!(kms(&contract("mine", 8453, &good)).is_ok());
     }
 }

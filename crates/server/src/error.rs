@@ -112,6 +112,8 @@ pub enum Resource {
     Kms,
     /// An API key.
     Key,
+    /// Something that waits for a yes.
+    Approval,
     /// A container of a machine.
     Container,
     /// A machine on its node.
@@ -136,6 +138,7 @@ impl std::fmt::Display for Resource {
             Self::Node => "node",
             Self::Kms => "KMS",
             Self::Key => "API key",
+            Self::Approval => "approval",
             Self::Container => "container",
             Self::Machine => "machine on the node",
             Self::Workspace => "workspace",

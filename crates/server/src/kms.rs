@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use casemate_types::ids::AppId;
 use casemate_types::wire;
+use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::config::{ContractKms, EMBEDDED_KMS};
@@ -57,10 +58,34 @@ pub fn kms_info(app: &App, slug: &str) -> wire::KmsInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         chain_id: contract.map(|kms| kms.chain_id),
         kms_contract_address: contract.map(|kms| kms.contract.clone()),
-        gateway_app_id: None,
-        chain: None,
+        gateway_app_id: contract.and_then(|kms| kms.gateway_app_id.clone()),
+        chain: contract.and_then(|kms| chain_description(app, kms.chain_id)),
         custody: Some("operator".to_owned()),
     }
+}
+
+/// Word for a chain in addresses, or its number.
+pub fn chain_name(chain_id: u64) -> String {
+    match chain_id {
+        1 => "ethereum".to_owned(),
+        8453 => "base".to_owned(),
+        31337 => "anvil".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// The chain as wallets' libraries describe one, for clients that do not know it: only with an endpoint meant for them.
+fn chain_description(app: &App, chain_id: u64) -> Option<Value> {
+    // The usual address of Multicall3; on local chains there is one of our own.
+    const MULTICALL: &str = "0xca11bde05977b3631167028862be2a173976ca11";
+    let url = app.config.chain(chain_id)?.public_rpc_url.as_ref()?;
+    Some(json!({
+        "id": chain_id,
+        "name": chain_name(chain_id),
+        "nativeCurrency": { "name": "Ether", "symbol": "ETH", "decimals": 18 },
+        "rpcUrls": { "default": { "http": [url] } },
+        "contracts": { "multicall3": { "address": MULTICALL } },
+    }))
 }
 
 /// The key to seal an app's environment with, 64 hex digits; none for the rare app id that has no key.

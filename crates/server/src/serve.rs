@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use crate::app::{App, NewNode};
+use crate::app::{App, Chains, NewNode};
 use crate::clock::Clock;
 use crate::config::{Config, TlsFiles};
 use crate::error::Source;
@@ -31,7 +31,7 @@ use crate::http::origin::{Origin, Scheme};
 use crate::store::{Durability, Store, WriterMode};
 use crate::tls::{self, Connection};
 use crate::workflow::worker::{NoProbe, Probe};
-use crate::workflow::{reconcile, sweep, worker};
+use crate::workflow::{auto_commit, reconcile, sweep, worker};
 
 /// How long clients get to hear, with an answer, that their connection ends. Closing one at once would cut off a request that
 /// its client has just sent, and the client could not know whether it counts.
@@ -223,11 +223,13 @@ impl Server {
             config.public_url = format!("{}://{address}", scheme.as_str());
         }
         let trusted: Arc<[_]> = config.trusted_proxies.clone().into();
-        let app = App::start(store, start.clock, start.kms, start.nodes, config).await?;
+        let chains = Chains::open(&config, &start.clock);
+        let app = App::start_with(store, start.clock, start.kms, start.nodes, config, chains).await?;
         let (closing, stop, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(worker::run(app.clone(), probe, stop.clone()));
         tasks.spawn(reconcile::run(app.clone(), stop.clone()));
         tasks.spawn(sweep::run(app.clone(), stop.clone()));
+        tasks.spawn(auto_commit::run(app.clone(), stop.clone()));
         let service = ServiceExt::<Request>::map_response(http::service(app.clone()), {
             let closing = closing.clone();
             move |response: Response| {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use casemate_chain::Chain;
 use casemate_kms::RootKeys;
-use casemate_server::app::{App, LocalKeys, NewNode};
+use casemate_server::app::{App, Chains, LocalKeys, NewNode};
 use casemate_server::auth::{Actor, Author, Scopes};
 use casemate_server::clock::Clock;
 use casemate_server::config::{Config, ContractKms};
@@ -56,28 +56,22 @@ impl World {
 
     /// A world with this node and these settings.
     pub async fn with(node: SimConfig, config: Config) -> Self {
-        Self::build(node, config, None, WriterMode::Inline).await
+        Self::build(node, config, Chains::default(), WriterMode::Inline).await
     }
 
     /// A world with a chain to ask, on which an app's contract decides for the key service `base`.
     pub async fn with_chain(chain: Arc<dyn Chain>) -> Self {
-        let base =
-            ContractKms { slug: "base".into(), chain_id: 8453, contract: format!("0x{}", "11".repeat(20)) };
+        let base = ContractKms::new("base", 8453, &"11".repeat(20)).expect("an address");
         let config = Config { dev: true, contract_kms: vec![base], ..Config::default() };
-        Self::build(SimConfig::node(1), config, Some(chain), WriterMode::Inline).await
+        Self::build(SimConfig::node(1), config, Chains::default().with(8453, chain), WriterMode::Inline).await
     }
 
     /// A world whose store commits on a thread of its own, as it does outside tests.
     pub async fn grouped() -> Self {
-        Self::build(SimConfig::node(1), Config::default(), None, WriterMode::Grouped).await
+        Self::build(SimConfig::node(1), Config::default(), Chains::default(), WriterMode::Grouped).await
     }
 
-    async fn build(
-        node: SimConfig,
-        config: Config,
-        chain: Option<Arc<dyn Chain>>,
-        writer: WriterMode,
-    ) -> Self {
+    async fn build(node: SimConfig, config: Config, chains: Chains, writer: WriterMode) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let clock = Clock::manual(1);
         let store =
@@ -88,10 +82,24 @@ impl World {
         let address = "sim:1".to_owned();
         let nodes =
             vec![NewNode { address, driver: Arc::new(sim.clone()), faults: Some(Arc::new(sim.clone())) }];
-        let app = App::start_with(store, clock.clone(), kms, nodes, config, chain).await;
+        let app = App::start_with(store, clock.clone(), kms, nodes, config, chains).await;
         let app = app.expect("a fresh server");
         let actor = actor(&app, "demo").await;
         Self { app, sim, clock, actor, folder }
+    }
+
+    /// The server's parts as a new process puts them together: it knows what the store knows.
+    pub async fn restarted(&self) -> App {
+        let store =
+            Store::open(&self.folder.path().join("casemate.db"), Durability::None, WriterMode::Inline)
+                .expect("the store opens again");
+        let address = "sim:1".to_owned();
+        let (driver, faults) = (Arc::new(self.sim.clone()), Some(Arc::new(self.sim.clone()) as _));
+        let nodes = vec![NewNode { address, driver, faults }];
+        let (kms, config) = (Arc::clone(&self.app.kms), self.app.config.clone());
+        let app =
+            App::start_with(store, self.clock.clone(), kms, nodes, config, self.app.chains.clone()).await;
+        app.expect("the server starts again")
     }
 
     /// Where the store is.
@@ -135,8 +143,14 @@ impl World {
     /// Asks for an update.
     pub async fn update(&self, cvm: &Cvm, patch: CvmPatch) -> Result<Outcome> {
         let wish = Wish { patch, ..Wish::default() };
-        let request =
-            Request { wish, kind: Kind::Update, if_match: None, author: self.author(), receipt: None };
+        let request = Request {
+            wish,
+            kind: Kind::Update,
+            if_match: None,
+            author: self.author(),
+            receipt: None,
+            auto_commit: false,
+        };
         update::accept(&self.app, self.cvm(cvm), request).await
     }
 

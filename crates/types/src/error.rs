@@ -266,6 +266,12 @@ impl ErrorBody {
         if let Some(status) = &ask.onchain_status {
             body = body.with("onchain_status", serde_json::to_value(status).unwrap_or_default());
         }
+        if let Some(id) = &ask.approval_id {
+            body = body.with("approval_id", id.as_str());
+        }
+        if ask.auto_commit {
+            body = body.with("auto_commit", true);
+        }
         body.suggest("Register the compose hash on the app contract")
             .suggest("Confirm with the compose hash and the transaction hash")
     }
@@ -355,6 +361,8 @@ impl ErrorBody {
             onchain_status: self
                 .value("onchain_status")
                 .and_then(|status| OnchainStatus::deserialize(status).ok()),
+            approval_id: text("approval_id"),
+            auto_commit: self.value("auto_commit").and_then(Value::as_bool).unwrap_or_default(),
         })
     }
 }
@@ -378,6 +386,10 @@ pub struct ApprovalNeeded {
     pub api_commit_url: Option<String>,
     /// What the contract says at the moment.
     pub onchain_status: Option<OnchainStatus>,
+    /// What waits for it, at `/approvals/{id}`. Only this server says so.
+    pub approval_id: Option<String>,
+    /// The server commits it by itself once it is registered.
+    pub auto_commit: bool,
 }
 
 impl std::fmt::Debug for ApprovalNeeded {
@@ -430,6 +442,8 @@ mod tests {
             commit_url: None,
             api_commit_url: None,
             onchain_status: None,
+            approval_id: None,
+            auto_commit: false,
         }
     }
 
@@ -464,6 +478,8 @@ mod tests {
                 device_id_allowed: true,
                 is_allowed: false,
             }),
+            approval_id: Some("0198c1d2-0000-7000-8000-000000000000".into()),
+            auto_commit: true,
             ..ask()
         };
         for ask in [ask(), full] {

@@ -23,7 +23,7 @@ macro_rules! words {
 
         impl std::str::FromStr for $name {
             type Err = String;
-            fn from_str(text: &str) -> Result<Self, String> {
+            fn from_str(text: &str) -> std::result::Result<Self, String> {
                 match text {
                     $($text => Ok(Self::$variant),)*
                     other => Err(format!("`{other}` is none of {}", [$($text),*].join(", "))),

@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::auth;
 use crate::error::{Error, Result};
 use crate::store::{self, Answer, RequestKey};
-use crate::workflow::approval;
+use crate::workflow::commit_token;
 
 /// The header that names a request.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -29,7 +29,7 @@ const MAX_KEY: usize = 255;
 const APPROVAL_NEEDED: u16 = 465;
 
 /// Headers that change what a request means.
-const MEANINGFUL: [&str; 3] = ["x-compose-hash", "x-transaction-hash", "x-prepare-only"];
+const MEANINGFUL: [&str; 4] = ["x-compose-hash", "x-transaction-hash", "x-prepare-only", "x-auto-commit"];
 
 /// Marks a response that holds a secret. What was kept for it is something else, and is not sent in its place.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +56,9 @@ async fn keyed(app: &App, key: &[u8], request: Request, next: Next) -> Result<Re
     let bytes = raw(Request::new(body), app).await?;
     let scope = digest(&[&caller, parts.method.as_str().as_bytes(), parts.uri.path().as_bytes(), key]);
     let query = parts.uri.query().unwrap_or_default().as_bytes();
-    let [hash, tx, prepare] = MEANINGFUL.map(|name| header(&parts.headers, name));
-    let key = RequestKey { scope, request: digest(&[query, hash, tx, prepare, &bytes]), at: app.clock.now() };
+    let [hash, tx, prepare, auto] = MEANINGFUL.map(|name| header(&parts.headers, name));
+    let key =
+        RequestKey { scope, request: digest(&[query, hash, tx, prepare, auto, &bytes]), at: app.clock.now() };
 
     let _turn = app.turns.take(&scope).ok_or(store::Error::Answered)?;
     if let Some((request, kept)) = app.store.answer(&key)? {
@@ -90,7 +91,8 @@ async fn keep(app: &App, key: RequestKey, response: Response) -> Result<Response
         .await
         .map_err(|error| Error::internal("read an answer")(error.into()))?;
     if let Ok(body) = String::from_utf8(bytes.to_vec()) {
-        let body = if status.as_u16() == APPROVAL_NEEDED { approval::without_tokens(&body) } else { body };
+        let body =
+            if status.as_u16() == APPROVAL_NEEDED { commit_token::without_tokens(&body) } else { body };
         app.store.answer_keep(key, Answer { status: status.as_u16(), body }).await?;
     }
     Ok(Response::from_parts(parts, Body::from(bytes)))
@@ -99,7 +101,7 @@ async fn keep(app: &App, key: RequestKey, response: Response) -> Result<Response
 /// A kept answer as it was sent first.
 fn send(app: &App, mut kept: Answer) -> Response {
     if kept.status == APPROVAL_NEEDED {
-        kept.body = approval::with_tokens(app, &kept.body);
+        kept.body = commit_token::with_tokens(app, &kept.body);
     }
     kept.into_response()
 }

@@ -15,7 +15,9 @@ use super::view::{self, KmsKind};
 use crate::app::App;
 use crate::config::{ContractKms, EMBEDDED_KMS};
 use crate::error::{Error, Resource, Result};
+use crate::kms::chain_name;
 use crate::workflow::create::app_id_of;
+use crate::workflow::onchain;
 
 #[derive(Serialize, utoipa::ToSchema)]
 #[serde(untagged)]
@@ -42,7 +44,7 @@ fn by_contract(caller: &Caller) -> bool {
 fn contract(app: &App, kms: &KmsKind<'_>) -> wire::KmsContract {
     let (slug, label, contract_address, chain_id) = match kms {
         KmsKind::Embedded => (EMBEDDED_KMS.to_owned(), "Embedded".to_owned(), EMBEDDED_KMS.to_owned(), 0),
-        KmsKind::Contract(ContractKms { slug, chain_id, contract }) => {
+        KmsKind::Contract(ContractKms { slug, chain_id, contract, .. }) => {
             (slug.clone(), format!("Contract on chain {chain_id}"), contract.clone(), *chain_id)
         }
     };
@@ -171,47 +173,59 @@ pub async fn kms_next_app_id(State(app): State<App>, caller: Caller, params: Par
 
 /// Get the key services on a chain
 ///
-/// With the devices and OS images that could be used there. Whether a contract allows them is not looked up.
+/// With the devices that there are, and the OS images, and whether the contract allows these: `null` if the chain does not
+/// answer.
 #[utoipa::path(get, path = "/kms/on-chain/{chain}", tag = "kms",
-    params(("chain" = String, Path, description = "`ethereum` or `base`.")),
+    params(("chain" = String, Path, description = "`ethereum`, `base`, `anvil`, or a chain's id.")),
     responses((status = 200, description = "The key services", body = wire::KmsOnChain)))]
 pub async fn kms_on_chain(State(app): State<App>, _: Caller, Path(chain): Path<String>) -> Result<Response> {
     let chain = chain.to_lowercase();
-    let on_it = |kms: &&ContractKms| view::kms_type(&app, &kms.slug).as_str() == chain;
     let all = &app.config.contract_kms;
-    let chain_id = match (all.iter().find(on_it), chain.as_str()) {
-        (Some(kms), _) => kms.chain_id,
-        (None, "ethereum") => 1,
-        (None, "base") => 8453,
-        (None, _) => return Err(Error::NotFound { what: Resource::Chain }),
-    };
-    let contracts = all.iter().filter(on_it).map(|kms| wire::KmsOnChainContract {
-        contract_address: kms.contract.clone(),
-        chain_id: kms.chain_id,
-        chain_name: chain.clone(),
-        k256_pubkey: Some(hex::encode(app.kms.k256_public_key())),
-        ca_pubkey: Some(hex::encode(app.kms.ca_public_key())),
-        gateway_contract_address: None,
-        devices: app.nodes.values().map(|node| on_chain_device(&node.facts())).collect(),
-        os_images: super::images::all(&app).into_iter().map(on_chain_image).collect(),
-    });
-    let contracts = contracts.collect();
-    Ok(answer(StatusCode::OK, &wire::KmsOnChain { chain_name: chain.clone(), chain_id, contracts }))
+    let is_it = |id: &u64| chain_name(*id) == chain || id.to_string() == chain;
+    let chain_id = all.iter().map(|kms| kms.chain_id).chain([1, 8453]).find(is_it);
+    let chain_id = chain_id.ok_or(Error::NotFound { what: Resource::Chain })?;
+    let mut contracts = Vec::new();
+    for kms in all.iter().filter(|kms| kms.chain_id == chain_id) {
+        contracts.push(wire::KmsOnChainContract {
+            contract_address: kms.contract.clone(),
+            chain_id,
+            chain_name: chain_name(chain_id),
+            k256_pubkey: Some(hex::encode(app.kms.k256_public_key())),
+            ca_pubkey: Some(hex::encode(app.kms.ca_public_key())),
+            gateway_contract_address: kms.gateway_app_id.clone(),
+            devices: app.nodes.values().map(|node| on_chain_device(&node.facts())).collect(),
+            os_images: on_chain_images(&app, &kms.slug).await,
+        });
+    }
+    Ok(answer(StatusCode::OK, &wire::KmsOnChain { chain_name: chain_name(chain_id), chain_id, contracts }))
 }
 
 fn on_chain_device(facts: &crate::driver::NodeFacts) -> wire::KmsOnChainDevice {
     wire::KmsOnChainDevice {
         device_id: facts.device_id.clone(),
         node_name: Some(facts.name.clone()),
+        // Contracts of key services say which devices key services run on; those of apps are asked app by app.
         on_chain_allowed: None,
     }
 }
 
-fn on_chain_image(image: wire::OsImage) -> wire::KmsOnChainImage {
-    wire::KmsOnChainImage {
-        name: image.name,
-        version: image.version,
-        os_image_hash: image.os_image_hash,
-        on_chain_allowed: None,
+async fn on_chain_images(app: &App, slug: &str) -> Vec<wire::KmsOnChainImage> {
+    let contract = onchain::contract(app, slug).ok().flatten();
+    let mut images = Vec::new();
+    let mut answers = contract.is_some();
+    for image in super::images::all(app) {
+        let asked = match (&contract, &image.os_image_hash) {
+            // One that does not answer is not asked again for every image.
+            (Some(contract), Some(hash)) if answers => contract.image_hash_allowed(hash).await.ok(),
+            (_, _) => None,
+        };
+        answers &= asked.is_some() || image.os_image_hash.is_none();
+        images.push(wire::KmsOnChainImage {
+            name: image.name,
+            version: image.version,
+            os_image_hash: image.os_image_hash,
+            on_chain_allowed: asked,
+        });
     }
+    images
 }

@@ -14,8 +14,11 @@ use crate::app::App;
 use crate::error::{Error, Resource};
 
 pub mod account;
+pub mod allowance;
 pub mod answer;
 pub mod app_revisions;
+pub mod approvals;
+pub mod approve;
 pub mod apps;
 pub mod audit;
 pub mod cancel;
@@ -53,6 +56,7 @@ pub fn service(app: App) -> ApiService {
         .nest("/v1", api)
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::docs))
+        .merge(approve::routes())
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .fallback(async || Error::NotFound { what: Resource::Route })
@@ -102,6 +106,10 @@ fn reads() -> OpenApiRouter<App> {
         .routes(routes!(apps::app_cvms))
         .routes(routes!(app_revisions::app_revisions))
         .routes(routes!(app_revisions::app_revision_get))
+        .routes(routes!(allowance::app_device_allowlist))
+        .routes(routes!(allowance::app_allowed))
+        .routes(routes!(approvals::approval_list))
+        .routes(routes!(approvals::approval_get))
         .routes(routes!(account::me))
         .routes(routes!(account::users_me))
         .routes(routes!(account::workspace_list))
@@ -131,6 +139,17 @@ fn writes() -> OpenApiRouter<App> {
         .routes(routes!(cvms::create::cvm_provision))
         .routes(routes!(cvms::create::cvm_create))
         .routes(routes!(cvms::power::cvm_delete))
+        .routes(routes!(cvms::replicas::cvm_replicate))
+        .routes(routes!(cvms::replicas::cvm_commit_replica))
+        .routes(routes!(cvms::replicas::app_cvm_replicate))
+        .routes(routes!(cvms::replicas::app_instance_create))
+        // approvals
+        .routes(routes!(approvals::approval_commit))
+        .routes(routes!(approvals::approval_cancel))
+        .routes(routes!(approvals::approval_auto_commit))
+        .routes(routes!(allowance::cvm_is_allowed))
+        .routes(routes!(allowance::app_is_allowed))
+        .routes(routes!(allowance::app_cvms_allowed))
         // power
         .routes(routes!(cvms::power::cvm_start))
         .routes(routes!(cvms::power::cvm_stop))

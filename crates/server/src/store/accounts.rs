@@ -162,6 +162,15 @@ impl Store {
         })
     }
 
+    /// The actor behind the key with this number; none if it was revoked or has expired.
+    pub fn key_actor(&self, key_id: i64, now: Timestamp) -> Result<KeyCheck> {
+        let hash: Option<[u8; 32]> = self.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT hash FROM api_key WHERE id = ?")?;
+            Ok(statement.query_row([key_id], |row| row.get(0)).optional()?)
+        })?;
+        hash.map_or(Ok(None), |hash| self.key_check(&hash, now))
+    }
+
     /// The workspace with this slug, made with one user if it does not exist.
     pub async fn workspace_ensure(
         &self,

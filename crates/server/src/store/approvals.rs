@@ -1,23 +1,38 @@
 //! Approvals: kept until somebody says yes, or their time is over.
 
-use casemate_types::ids::{ComposeHash, OperationId};
+use casemate_types::ids::{ComposeHash, CvmUid, OperationId};
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
 use super::answers::Receipt;
 use super::events::{self, NewEvent};
-use super::rows::millis;
+use super::rows::{self, millis, time, word};
 use super::{Error, Result, Store};
 use crate::auth::Author;
+use crate::cvm::state::words;
 
-/// An update that waits for somebody's yes.
+words! {
+    /// What an approval leads to.
+    pub enum Purpose {
+        /// An update of its CVM.
+        Update = "update",
+        /// Another CVM of the same app.
+        Replica = "replica",
+    }
+}
+
+/// Something that waits for somebody's yes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Approval {
     /// Its id.
     pub id: Uuid,
-    /// The CVM.
+    /// The CVM; for a replica the one that it is made after.
     pub cvm_id: i64,
+    /// Its `cvm_…`.
+    pub cvm: CvmUid,
+    /// What it leads to.
+    pub purpose: Purpose,
     /// The hash that has to be approved.
     pub compose_hash: ComposeHash,
     /// What was asked for, as JSON.
@@ -30,8 +45,25 @@ pub struct Approval {
     pub state: ApprovalState,
     /// Who asked.
     pub user_id: i64,
+    /// Name of the user who asked.
+    pub username: String,
+    /// Who switched auto-commit on, if it is.
+    pub auto: Option<AutoBy>,
+    /// Why auto-commit cannot go on without somebody.
+    pub attention: Option<String>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
     /// Until when it can be committed.
     pub expires_at: Timestamp,
+}
+
+/// The person in whose name the server commits by itself, and the key that they did it with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AutoBy {
+    /// The user.
+    pub user_id: i64,
+    /// The key.
+    pub key_id: i64,
 }
 
 /// Where an approval stands.
@@ -43,6 +75,26 @@ pub enum ApprovalState {
     Committed(OperationId),
     /// A newer one took its place.
     Superseded,
+    /// Its time was over.
+    Expired,
+    /// Somebody called it off, or its CVM was deleted.
+    Cancelled,
+}
+
+impl ApprovalState {
+    /// The words for all of them.
+    pub const WORDS: [&str; 5] = ["open", "committed", "superseded", "expired", "cancelled"];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Committed(_) => "committed",
+            Self::Superseded => "superseded",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// An approval to be stored.
@@ -53,6 +105,8 @@ pub struct NewApproval {
     /// See [`Approval`].
     pub cvm_id: i64,
     /// See [`Approval`].
+    pub purpose: Purpose,
+    /// See [`Approval`].
     pub compose_hash: ComposeHash,
     /// See [`Approval`].
     pub content: String,
@@ -62,10 +116,25 @@ pub struct NewApproval {
     pub token_hash: Option<[u8; 32]>,
     /// Who asks.
     pub author: Author,
+    /// See [`Approval`].
+    pub auto: Option<AutoBy>,
     /// Now.
     pub at: Timestamp,
     /// See [`Approval`].
     pub expires_at: Timestamp,
+}
+
+/// Which approvals a list shows.
+#[derive(Clone, Debug, Default)]
+pub struct ApprovalFilter {
+    /// Only of this CVM.
+    pub cvm_id: Option<i64>,
+    /// Only in this state: one of [`ApprovalState::WORDS`].
+    pub state: Option<&'static str>,
+    /// Only older than this one.
+    pub before: Option<Uuid>,
+    /// At most so many.
+    pub limit: usize,
 }
 
 /// What an operation does with the approval that it carries out.
@@ -92,28 +161,46 @@ impl Closing {
     }
 }
 
+/// What becomes of auto-commit.
+#[derive(Clone, Debug)]
+pub enum Auto {
+    /// It is on, in this person's name.
+    On(AutoBy),
+    /// Somebody switched it off.
+    Off,
+    /// It is off: who switched it on may no longer do that. Why.
+    Refused(String),
+    /// It waits for somebody. Why.
+    NeedsAttention(String),
+}
+
 impl Store {
-    /// Keeps an approval. It takes the place of the earlier open one of its CVM with the same hash and, as it has or has not,
-    /// with or without a token.
+    /// Keeps an approval. One of an update takes the place of the earlier open one of its CVM with the same hash and, as it has
+    /// or has not, with or without a token.
     pub async fn approval_open(&self, new: NewApproval, receipt: Option<Receipt<()>>) -> Result<()> {
         self.change_and_keep(receipt, move |tx| {
+            if new.purpose == Purpose::Update {
+                tx.prepare_cached(
+                    "UPDATE approval SET state = 'superseded' WHERE cvm_id = ? AND compose_hash = ? AND state = 'open'
+                     AND purpose = 'update' AND (token_hash IS NULL) = ?",
+                )?
+                .execute(params![new.cvm_id, new.compose_hash.0, new.token_hash.is_none()])?;
+            }
             tx.prepare_cached(
-                "UPDATE approval SET state = 'superseded' WHERE cvm_id = ? AND compose_hash = ? AND state = 'open'
-                 AND (token_hash IS NULL) = ?",
-            )?
-            .execute(params![new.cvm_id, new.compose_hash.0, new.token_hash.is_none()])?;
-            tx.prepare_cached(
-                "INSERT INTO approval (id, cvm_id, compose_hash, patch, base_revision, state, token_hash, user_id, created_at,
-                   expires_at) VALUES (?, ?, ?, ?, ?, 'open', ?, ?, ?, ?)",
+                "INSERT INTO approval (id, cvm_id, purpose, compose_hash, patch, base_revision, state, token_hash, user_id,
+                   auto_user, auto_key, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![
                 new.id,
                 new.cvm_id,
+                new.purpose.as_str(),
                 new.compose_hash.0,
                 new.content,
                 new.base_revision,
                 new.token_hash,
                 new.author.user_id,
+                new.auto.map(|by| by.user_id),
+                new.auto.map(|by| by.key_id),
                 millis(new.at),
                 millis(new.expires_at),
             ])?;
@@ -129,49 +216,216 @@ impl Store {
         .await
     }
 
-    /// The newest open approval of a CVM for this hash; the newest committed one if none is open.
+    /// The newest open approval of an update of this CVM to this hash; the newest committed one if none is open.
     pub fn approval_for(&self, cvm_id: i64, hash: ComposeHash, now: Timestamp) -> Result<Option<Approval>> {
         self.read(|connection| {
             let sql = format!(
-                "{APPROVAL} WHERE cvm_id = ? AND compose_hash = ? AND (state = 'committed' OR state = 'open' AND expires_at > ?)
-                 ORDER BY state = 'open' DESC, id DESC LIMIT 1"
+                "{APPROVAL} WHERE a.cvm_id = ? AND a.compose_hash = ? AND a.purpose = 'update'
+                 AND (a.state = 'committed' OR a.state = 'open' AND a.expires_at > ?)
+                 ORDER BY a.state = 'open' DESC, a.id DESC LIMIT 1"
             );
-            let row = params![cvm_id, hash.0, millis(now)];
-            Ok(connection.prepare_cached(&sql)?.query_row(row, approval).optional()?)
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = statement.query(params![cvm_id, hash.0, millis(now)])?;
+            found.next()?.map(approval).transpose()
         })
     }
 
     /// An approval, whatever became of it.
     pub fn approval(&self, id: Uuid) -> Result<Option<Approval>> {
+        self.read(|connection| by_id(connection, id))
+    }
+
+    /// Approvals of a workspace, newest first.
+    pub fn approvals(&self, workspace_id: i64, filter: &ApprovalFilter) -> Result<Vec<Approval>> {
         self.read(|connection| {
-            let sql = format!("{APPROVAL} WHERE id = ?");
-            Ok(connection.prepare_cached(&sql)?.query_row([id], approval).optional()?)
+            let sql = format!(
+                "{APPROVAL} WHERE c.workspace_id = ?1 AND (?2 IS NULL OR a.cvm_id = ?2) AND (?3 IS NULL OR a.state = ?3)
+                 AND (?4 IS NULL OR a.id < ?4) ORDER BY a.id DESC LIMIT ?5"
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            let asked = params![workspace_id, filter.cvm_id, filter.state, filter.before, filter.limit];
+            all(&mut statement.query(asked)?)
         })
+    }
+
+    /// Open approvals that the server is to commit by itself, oldest first, after the one named, at most `limit`.
+    pub fn approvals_to_commit(&self, after: Uuid, now: Timestamp, limit: usize) -> Result<Vec<Approval>> {
+        self.read(|connection| {
+            let sql = format!(
+                "{APPROVAL} WHERE a.state = 'open' AND a.auto_key IS NOT NULL AND a.attention IS NULL AND a.id > ?
+                 AND a.expires_at > ? ORDER BY a.id LIMIT ?"
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            all(&mut statement.query(params![after, millis(now), limit])?)
+        })
+    }
+
+    /// Ends some approvals whose time is over, and says how many.
+    pub async fn approvals_expire(&self, now: Timestamp) -> Result<usize> {
+        const AT_ONCE: usize = 500;
+        let due = move |tx: &Connection| -> Result<Vec<(Uuid, i64, ComposeHash)>> {
+            let sql = "SELECT id, cvm_id, compose_hash FROM approval WHERE state = 'open' AND expires_at <= ? LIMIT ?";
+            let mut statement = tx.prepare_cached(sql)?;
+            let found = statement.query_map(params![millis(now), AT_ONCE], |row| {
+                Ok((row.get(0)?, row.get(1)?, ComposeHash(row.get(2)?)))
+            })?;
+            Ok(found.collect::<rusqlite::Result<_>>()?)
+        };
+        if self.read(due)?.is_empty() {
+            return Ok(0);
+        }
+        self.change(move |tx| {
+            let due = due(tx)?;
+            let mut last = 0;
+            for (id, cvm_id, hash) in &due {
+                tx.prepare_cached("UPDATE approval SET state = 'expired' WHERE id = ?")?.execute([id])?;
+                last = note(tx, *cvm_id, "approval.expired", None, hash.to_string(), now)?;
+            }
+            Ok((due.len(), last))
+        })
+        .await
+    }
+
+    /// Calls an open approval off. `ApprovalClosed` if it is not open.
+    pub async fn approval_cancel(
+        &self,
+        id: Uuid,
+        author: Author,
+        at: Timestamp,
+        receipt: Option<Receipt<Approval>>,
+    ) -> Result<Approval> {
+        self.change_and_keep(receipt, move |tx| {
+            let found = by_id(tx, id)?.ok_or(Error::Missing)?;
+            if found.state != ApprovalState::Open {
+                return Err(Error::ApprovalClosed);
+            }
+            tx.prepare_cached("UPDATE approval SET state = 'cancelled' WHERE id = ?")?.execute([id])?;
+            let hash = found.compose_hash.to_string();
+            let seq = note(tx, found.cvm_id, "approval.cancelled", Some(&author), hash, at)?;
+            Ok((Approval { state: ApprovalState::Cancelled, ..found }, seq))
+        })
+        .await
+    }
+
+    /// Says what becomes of the auto-commit of an open approval. `ApprovalClosed` if it is not open.
+    pub async fn approval_auto(
+        &self,
+        id: Uuid,
+        auto: Auto,
+        author: Option<Author>,
+        at: Timestamp,
+        receipt: Option<Receipt<Approval>>,
+    ) -> Result<Approval> {
+        self.change_and_keep(receipt, move |tx| {
+            let mut found = by_id(tx, id)?.ok_or(Error::Missing)?;
+            if found.state != ApprovalState::Open {
+                return Err(Error::ApprovalClosed);
+            }
+            let hash = found.compose_hash;
+            let (kind, told) = match auto.clone() {
+                Auto::On(by) => {
+                    (found.auto, found.attention) = (Some(by), None);
+                    ("approval.auto_commit_on", hash.to_string())
+                }
+                Auto::Off => {
+                    (found.auto, found.attention) = (None, None);
+                    ("approval.auto_commit_off", hash.to_string())
+                }
+                Auto::Refused(why) => {
+                    (found.auto, found.attention) = (None, Some(why.clone()));
+                    ("approval.auto_commit_refused", format!("{hash}: {why}"))
+                }
+                Auto::NeedsAttention(why) => {
+                    found.attention = Some(why.clone());
+                    ("approval.needs_attention", format!("{hash}: {why}"))
+                }
+            };
+            tx.prepare_cached("UPDATE approval SET auto_user = ?, auto_key = ?, attention = ? WHERE id = ?")?
+                .execute(params![
+                    found.auto.map(|by| by.user_id),
+                    found.auto.map(|by| by.key_id),
+                    found.attention,
+                    id
+                ])?;
+            let seq = note(tx, found.cvm_id, kind, author.as_ref(), told, at)?;
+            Ok((found, seq))
+        })
+        .await
     }
 }
 
-const APPROVAL: &str =
-    "SELECT id, cvm_id, compose_hash, patch, base_revision, token_hash, state, op, user_id, expires_at
-  FROM approval";
+/// The CVM goes, and with it everything that waits for it.
+pub(super) fn cancel_all(tx: &Connection, cvm_id: i64, author: Option<&Author>, at: Timestamp) -> Result<()> {
+    let sql =
+        "UPDATE approval SET state = 'cancelled' WHERE cvm_id = ? AND state = 'open' RETURNING compose_hash";
+    let mut statement = tx.prepare_cached(sql)?;
+    let hashes: Vec<ComposeHash> =
+        statement.query_map([cvm_id], |row| row.get(0).map(ComposeHash))?.collect::<rusqlite::Result<_>>()?;
+    for hash in hashes {
+        note(tx, cvm_id, "approval.cancelled", author, hash.to_string(), at)?;
+    }
+    Ok(())
+}
 
-fn approval(row: &Row<'_>) -> rusqlite::Result<Approval> {
-    let state = match row.get::<_, Option<Uuid>>(7)? {
-        Some(op) => ApprovalState::Committed(OperationId(op)),
-        None if row.get_ref(6)?.as_str()? == "open" => ApprovalState::Open,
-        None => ApprovalState::Superseded,
+fn note(
+    tx: &Connection,
+    cvm_id: i64,
+    kind: &str,
+    author: Option<&Author>,
+    told: String,
+    at: Timestamp,
+) -> Result<i64> {
+    let event =
+        NewEvent { cvm_id: Some(cvm_id), author, note: Some(told), ..NewEvent::of_workspace(kind, 0, at) };
+    events::append_for(tx, cvm_id, event)
+}
+
+const APPROVAL: &str =
+    "SELECT a.id, a.cvm_id, a.compose_hash, a.patch, a.base_revision, a.token_hash, a.state, a.op, a.user_id,
+  a.expires_at, a.purpose, a.auto_user, a.auto_key, a.attention, a.created_at, c.uid,
+  (SELECT username FROM user WHERE id = a.user_id) FROM approval a JOIN cvm c ON c.id = a.cvm_id";
+
+fn by_id(connection: &Connection, id: Uuid) -> Result<Option<Approval>> {
+    let mut statement = connection.prepare_cached(&format!("{APPROVAL} WHERE a.id = ?"))?;
+    let mut found = statement.query([id])?;
+    found.next()?.map(approval).transpose()
+}
+
+fn all(found: &mut rusqlite::Rows<'_>) -> Result<Vec<Approval>> {
+    let mut approvals = Vec::new();
+    while let Some(row) = found.next()? {
+        approvals.push(approval(row)?);
+    }
+    Ok(approvals)
+}
+
+fn approval(row: &Row<'_>) -> Result<Approval> {
+    let state = match (row.get::<_, Option<Uuid>>(7)?, row.get_ref(6)?.as_str().unwrap_or_default()) {
+        (Some(op), _) => ApprovalState::Committed(OperationId(op)),
+        (None, "open") => ApprovalState::Open,
+        (None, "expired") => ApprovalState::Expired,
+        (None, "cancelled") => ApprovalState::Cancelled,
+        (None, _) => ApprovalState::Superseded,
     };
-    let expires_at = Timestamp::from_millisecond(row.get(9)?).map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(9, rusqlite::types::Type::Integer, error.into())
-    })?;
+    let auto = match (row.get(11)?, row.get(12)?) {
+        (Some(user_id), Some(key_id)) => Some(AutoBy { user_id, key_id }),
+        (_, _) => None,
+    };
     Ok(Approval {
         id: row.get(0)?,
         cvm_id: row.get(1)?,
+        cvm: rows::uid(&row.get::<_, String>(15)?)?,
+        purpose: word("purpose", &row.get::<_, String>(10)?)?,
         compose_hash: ComposeHash(row.get(2)?),
         content: row.get(3)?,
         base_revision: row.get(4)?,
         token_hash: row.get(5)?,
         state,
         user_id: row.get(8)?,
-        expires_at,
+        username: row.get::<_, Option<String>>(16)?.unwrap_or_default(),
+        auto,
+        attention: row.get(13)?,
+        created_at: time(row.get(14)?)?,
+        expires_at: time(row.get(9)?)?,
     })
 }

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use uuid::Uuid;
 
 use super::answers::Receipt;
+use super::approvals::Closing;
 use super::events::{self, NewEvent};
 use super::operations::{Accepted, Inserted};
 use super::rows::{self, CVM, Origin, Parts, const_format, insert_revision, json, millis, named, time};
@@ -41,6 +42,10 @@ pub struct NewCvm {
     pub listed: bool,
     /// Its first spec.
     pub spec: Spec,
+    /// Who deployed the app's contract, used if the app is new.
+    pub deployer: Option<String>,
+    /// The approval that it carries out; closed by the same transaction.
+    pub closes: Option<Closing>,
     /// The number that its app id was made from: later ones are handed out after it.
     pub nonce: Option<u64>,
     /// The operation that makes it.
@@ -163,6 +168,8 @@ pub struct AppRow {
     pub name: String,
     /// Slug of its key service.
     pub kms: String,
+    /// Who deployed its contract, as the client said.
+    pub deployer: Option<String>,
     /// Live CVMs.
     pub cvm_count: u32,
     /// When it was made.
@@ -230,6 +237,9 @@ impl Store {
                 at: new.at,
             };
             let operation = operation.insert(tx)?;
+            if let Some(closing) = &new.closes {
+                closing.close(tx, new.op)?;
+            }
             let cvm = rows::cvm_by_id(tx, cvm_id)?;
             let event = NewEvent {
                 author: Some(&new.author),
@@ -573,7 +583,7 @@ impl Store {
     }
 }
 
-const APP: &str = "SELECT id, uid, app_id, name, kms, cvm_count, created_at FROM app";
+const APP: &str = "SELECT id, uid, app_id, name, kms, cvm_count, created_at, deployer FROM app";
 
 fn app(row: &Row<'_>) -> Result<AppRow> {
     Ok(AppRow {
@@ -584,6 +594,7 @@ fn app(row: &Row<'_>) -> Result<AppRow> {
         kms: row.get(4)?,
         cvm_count: row.get(5)?,
         created_at: time(row.get(6)?)?,
+        deployer: row.get(7)?,
     })
 }
 
@@ -635,7 +646,7 @@ fn ensure_app(tx: &Connection, new: &NewCvm) -> Result<i64> {
         Some(_) => Err(Error::Constraint(super::constraint::APP_ID)),
         None => {
             tx.prepare_cached(
-                "INSERT INTO app (app_id, uid, workspace_id, name, kms, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO app (app_id, uid, workspace_id, name, kms, deployer, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![
                 new.app_id.0,
@@ -643,6 +654,7 @@ fn ensure_app(tx: &Connection, new: &NewCvm) -> Result<i64> {
                 new.workspace_id,
                 new.name,
                 new.kms,
+                new.deployer,
                 millis(new.at)
             ])
             .map_err(named)?;

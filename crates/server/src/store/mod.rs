@@ -16,6 +16,7 @@ mod sqlite;
 
 mod accounts;
 mod answers;
+mod app_logs;
 mod approvals;
 mod cvms;
 mod events;
@@ -26,7 +27,8 @@ mod sweep;
 
 pub use accounts::{Account, ApiKey, KeyCheck, NewKey};
 pub use answers::{Answer, Receipt, RequestKey};
-pub use approvals::{Approval, ApprovalState, Closing, NewApproval};
+pub use app_logs::{AppLog, KnownRevision};
+pub use approvals::{Approval, ApprovalFilter, ApprovalState, Auto, AutoBy, Closing, NewApproval, Purpose};
 pub use cvms::{AppFilter, AppRevisionInfo, AppRow, CvmFilter, Found, NewCvm, RevisionInfo};
 pub use events::{Event, NewEvent, Of};
 pub use nodes::NodeRow;

@@ -145,6 +145,9 @@ impl Store {
             if open.as_ref().is_some_and(|open| open.kind == Kind::Delete) {
                 return Err(Error::OperationOpen);
             }
+            if new.kind == Kind::Delete {
+                super::approvals::cancel_all(tx, cvm.id, new.author.as_ref(), new.at)?;
+            }
             let steps = steps_after_interrupting(new.kind, open.as_ref());
             let new = NewOperation { steps, ..new.clone() };
             let settles = new.steps.contains(&StepName::Apply);

@@ -4,20 +4,19 @@
 //! does not name keep their values of then. Nothing is written before the proof holds, and a proof that does not hold uses
 //! nothing up.
 
-use std::time::Duration;
-
-use casemate_chain::{Allowed, Evidence, Question, Verdict};
+use casemate_chain::{Allowed, Evidence, Verdict};
 use casemate_types::compose::ComposeDoc;
 use casemate_types::error::{ApprovalNeeded, OnchainStatus};
-use casemate_types::ids::{ComposeHash, CvmRef, IdError};
+use casemate_types::ids::{AppId, ComposeHash, DeviceId};
 use casemate_types::patch::{CommitUpdate, CvmPatch, TxProof};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
+use super::create::Created;
 use super::operation::{Change, Kind};
 use super::update::{self, ATTEMPTS, Accepted, Outcome, Request, busy};
+use super::{commit_token, onchain, replica};
 use crate::app::App;
 use crate::auth::Author;
 use crate::cvm::plan::{self, Plan, Steps, Wish};
@@ -25,8 +24,7 @@ use crate::cvm::spec::sha256;
 use crate::cvm::state::Cvm;
 use crate::error::{Error, ProofCheck, Resource, Result};
 use crate::kms;
-use crate::mac;
-use crate::store::{self, Approval, ApprovalState, Closing, Found, NewApproval, Receipt};
+use crate::store::{self, Approval, ApprovalState, AutoBy, Closing, NewApproval, Purpose, Receipt};
 
 /// What has to be registered on chain, and how to go on then.
 pub type Ask = ApprovalNeeded;
@@ -40,16 +38,35 @@ pub struct Proof {
     pub tx: TxProof,
 }
 
-/// How long the chain may take. Clients wait 30 s for the whole answer.
-const CHAIN_DEADLINE: Duration = Duration::from_secs(20);
-
 /// Can whoever has a token commit it?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Token {
     /// No: only who may change the CVM.
     Without,
-    /// Yes, once.
-    With,
+    /// Yes, once: on this route, as a path below the API's prefix.
+    With { route: String },
+}
+
+/// Something that waits for a yes from now on.
+pub(super) struct Opening<'a> {
+    /// The CVM that it is about.
+    pub cvm: &'a Cvm,
+    /// What it leads to.
+    pub purpose: Purpose,
+    /// What has to be approved.
+    pub compose_hash: ComposeHash,
+    /// On which device.
+    pub device_id: DeviceId,
+    /// What was asked for, as JSON.
+    pub content: String,
+    /// Who asks.
+    pub author: &'a Author,
+    /// Is the server to commit it by itself?
+    pub auto_commit: bool,
+    /// How it can be committed.
+    pub token: Token,
+    /// What the contract says now, if it was asked.
+    pub status: Option<OnchainStatus>,
 }
 
 /// What was asked for, as it is kept.
@@ -114,46 +131,79 @@ async fn keep(
     token: Token,
     receipt: Option<&Receipt<Outcome>>,
 ) -> Result<(Uuid, Box<Ask>)> {
-    let (id, at, compose_hash) = (app.clock.new_id(), app.clock.now(), steps.spec.compose.hash);
-    let mut ask = Ask {
-        compose_hash,
-        app_id: cvm.app_id,
-        device_id: device_of(app, cvm)?,
-        kms_info: kms::kms_info(app, &cvm.kms),
-        commit_token: None,
-        commit_url: None,
-        api_commit_url: None,
-        onchain_status: None,
+    let compose_hash = steps.spec.compose.hash;
+    let status = match token {
+        Token::Without => None,
+        Token::With { .. } => onchain_status(app, cvm, compose_hash).await,
     };
-    let life = match token {
-        Token::Without => app.config.provision_life,
-        Token::With => {
-            let (url, token) = (&app.config.public_url, token_of(app, id));
-            ask.commit_url = Some(format!("{url}/approve/{id}#{token}"));
-            ask.api_commit_url = Some(format!("{url}/api/v1/cvms/{}/commit-update", cvm.vm_uuid.0.simple()));
-            ask.commit_token = Some(token);
-            ask.onchain_status = onchain_status(app, cvm, compose_hash).await;
-            app.config.token_life
-        }
-    };
-    let new = NewApproval {
-        id,
-        cvm_id: cvm.id,
+    let opening = Opening {
+        cvm,
+        purpose: Purpose::Update,
         compose_hash,
+        device_id: onchain::device(app, cvm.node_id)?,
         content: serde_json::to_string(&Kept::of(request.kind, &request.wish)).expect("string keys only"),
-        base_revision: cvm.revision,
-        token_hash: ask.commit_token.as_ref().map(|token| sha256(token.as_bytes())),
-        author: request.author.clone(),
-        at,
-        expires_at: at + life,
+        author: &request.author,
+        auto_commit: request.auto_commit,
+        token,
+        status,
     };
-    let ask = Box::new(ask);
-    let receipt = receipt.map(|receipt| {
-        let ask = ask.clone();
-        receipt.of(move |()| Outcome::NeedsApproval(ask.clone()))
-    });
-    app.store.approval_open(new, receipt).await?;
-    Ok((id, ask))
+    opening
+        .store(
+            app,
+            receipt.map(|receipt| receipt.of(|ask: &Ask| Outcome::NeedsApproval(Box::new(ask.clone())))),
+        )
+        .await
+}
+
+impl Opening<'_> {
+    /// Stores it, and says what has to be registered.
+    pub(super) async fn store(self, app: &App, receipt: Option<Receipt<Ask>>) -> Result<(Uuid, Box<Ask>)> {
+        let (id, at) = (app.clock.new_id(), app.clock.now());
+        let auto = self.author.key_id.filter(|_| self.auto_commit);
+        let auto = auto.map(|key_id| AutoBy { user_id: self.author.user_id, key_id });
+        let mut ask = Ask {
+            compose_hash: self.compose_hash,
+            app_id: self.cvm.app_id,
+            device_id: self.device_id.to_string(),
+            kms_info: kms::kms_info(app, &self.cvm.kms),
+            commit_token: None,
+            commit_url: None,
+            api_commit_url: None,
+            onchain_status: self.status,
+            approval_id: Some(id.to_string()),
+            auto_commit: auto.is_some(),
+        };
+        let life = match self.token {
+            Token::Without => app.config.provision_life,
+            Token::With { route } => {
+                let (url, token) = (&app.config.public_url, commit_token::token_of(app, id));
+                ask.commit_url = Some(format!("{url}/approve/{id}#{token}"));
+                ask.api_commit_url = Some(format!("{url}/api/v1{route}"));
+                ask.commit_token = Some(token);
+                app.config.token_life
+            }
+        };
+        let new = NewApproval {
+            id,
+            cvm_id: self.cvm.id,
+            purpose: self.purpose,
+            compose_hash: self.compose_hash,
+            content: self.content,
+            base_revision: self.cvm.revision,
+            token_hash: ask.commit_token.as_ref().map(|token| sha256(token.as_bytes())),
+            author: self.author.clone(),
+            auto,
+            at,
+            expires_at: at + life,
+        };
+        let ask = Box::new(ask);
+        let receipt = receipt.map(|receipt| {
+            let ask = ask.clone();
+            receipt.of(move |()| Ask::clone(&ask))
+        });
+        app.store.approval_open(new, receipt).await?;
+        Ok((id, ask))
+    }
 }
 
 /// Keeps an update for somebody else to commit, if its app's contract has a say. Otherwise it is applied.
@@ -162,11 +212,12 @@ pub async fn open(app: &App, cvm: Cvm, request: Request) -> Result<Outcome> {
         return update::accept(app, cvm, request).await;
     }
     request.check_match(&cvm)?;
-    match update::plan(app, &cvm, cvm.revision, &request.wish)? {
+    match update::plan_checked(app, &cvm, &request.wish).await? {
         Plan::Nothing | Plan::Records { .. } => update::accept(app, cvm, request).await,
         Plan::Steps(_) if cvm.open.is_some() => Err(busy()),
         Plan::Steps(steps) => {
-            let (_, ask) = keep(app, &cvm, &steps, &request, Token::With, request.receipt.as_ref()).await?;
+            let token = Token::With { route: format!("/cvms/{}/commit-update", cvm.vm_uuid.0.simple()) };
+            let (_, ask) = keep(app, &cvm, &steps, &request, token, request.receipt.as_ref()).await?;
             Ok(Outcome::NeedsApproval(ask))
         }
     }
@@ -183,6 +234,57 @@ pub async fn confirm(app: &App, cvm: Cvm, request: Request, proof: Proof) -> Res
         hash_refused("no update of this CVM waits for this compose hash; send the update again")
     })?;
     commit(app, cvm, request, &approval, proof.tx).await
+}
+
+/// What a committed approval led to.
+#[derive(Clone, Debug)]
+pub enum Committed {
+    /// An update of its CVM.
+    Update(Box<Accepted>),
+    /// Another CVM.
+    Replica(Box<Created>),
+}
+
+/// Commits an approval as it was asked for, whatever it leads to, in this person's name.
+pub async fn commit_as_asked(
+    app: &App,
+    approval: &Approval,
+    tx: TxProof,
+    author: Author,
+    receipt: Option<Receipt<Committed>>,
+) -> Result<Committed> {
+    let cvm = cvm_of(app, approval)?;
+    match approval.purpose {
+        Purpose::Replica => {
+            let receipt = receipt
+                .map(|receipt| receipt.of(|created: &Created| Committed::Replica(Box::new(created.clone()))));
+            let created = replica::commit(app, &cvm, approval, tx, author, receipt).await?;
+            Ok(Committed::Replica(Box::new(created)))
+        }
+        Purpose::Update => {
+            let updated = |outcome: &Outcome| match outcome {
+                Outcome::Accepted(accepted) => Committed::Update(accepted.clone()),
+                Outcome::NeedsApproval(_) => unreachable!("a commit asks for no other approval"),
+            };
+            let request = Request {
+                wish: Wish::default(),
+                kind: Kind::Update,
+                if_match: None,
+                author,
+                receipt: receipt.map(|receipt| receipt.of(updated)),
+                auto_commit: false,
+            };
+            commit(app, cvm, request, approval, tx).await.map(|outcome| updated(&outcome))
+        }
+    }
+}
+
+/// The CVM that an approval is about, if it still exists.
+pub fn cvm_of(app: &App, approval: &Approval) -> Result<Cvm> {
+    match app.store.cvm(approval.cvm_id) {
+        Err(store::Error::Missing) => Err(Error::NotFound { what: Resource::Cvm }),
+        other => Ok(other?),
+    }
 }
 
 /// Nobody has to approve anything here. Some clients repeat the hash all the same; then it has to be the right one.
@@ -214,7 +316,7 @@ pub async fn commit_registered(
     request: Request,
     tx: Option<TxProof>,
 ) -> Result<Outcome> {
-    let steps = match update::plan(app, &cvm, cvm.revision, &request.wish)? {
+    let steps = match update::plan_checked(app, &cvm, &request.wish).await? {
         Plan::Steps(steps) if steps.approval == plan::Approval::Needed && cvm.open.is_none() => steps,
         Plan::Steps(_) | Plan::Nothing | Plan::Records { .. } => {
             return update::accept(app, cvm, request).await;
@@ -236,33 +338,34 @@ pub async fn commit_registered(
 pub async fn commit_with_token(
     app: &App,
     named: &str,
+    approval: Approval,
     asked: CommitUpdate,
     request_id: String,
     receipt: Option<Receipt<Outcome>>,
 ) -> Result<Outcome> {
-    let approval = approval_of_token(app, &asked.token)?;
-    let cvm = match app.store.cvm(approval.cvm_id) {
-        Err(store::Error::Missing) => return Err(Error::NotFound { what: Resource::Cvm }),
-        other => other?,
-    };
-    let means_it = named.parse::<CvmRef>().is_ok_and(|reference| {
-        matches!(app.store.cvm_find(cvm.workspace_id, &reference), Ok(Found::One(found)) if found.id == cvm.id)
-    });
-    if !means_it {
-        return Err(token_refused("it belongs to another CVM"));
+    let cvm = cvm_of(app, &approval)?;
+    commit_token::belongs_to(app, &approval, cvm.workspace_id, named)?;
+    if approval.purpose != Purpose::Update {
+        return Err(commit_token::refused("it makes another CVM; send it to commit-replica"));
     }
     if asked.compose_hash.is_some_and(|hash| hash != approval.compose_hash) {
-        return Err(token_refused("it belongs to another compose hash"));
+        return Err(commit_token::refused("it belongs to another compose hash"));
     }
-    match approval.state {
-        ApprovalState::Open if approval.expires_at > app.clock.now() => {}
-        ApprovalState::Open => return Err(token_refused("it has expired; prepare the update again")),
-        ApprovalState::Committed(by) => return Err(Error::TokenUsed { by }),
-        ApprovalState::Superseded => return Err(token_refused("a newer one has taken its place")),
-    }
-    let author = Author { user_id: approval.user_id, key_id: None, request_id: Some(request_id) };
-    let request = Request { wish: Wish::default(), kind: Kind::Update, if_match: None, author, receipt };
+    commit_token::still_good(app, &approval)?;
+    let request = Request {
+        wish: Wish::default(),
+        kind: Kind::Update,
+        if_match: None,
+        author: token_author(&approval, request_id),
+        receipt,
+        auto_commit: false,
+    };
     commit(app, cvm, request, &approval, asked.transaction_hash).await
+}
+
+/// Who has the token acts in the name of who asked, without a key.
+pub fn token_author(approval: &Approval, request_id: String) -> Author {
+    Author { user_id: approval.user_id, key_id: None, request_id: Some(request_id) }
 }
 
 async fn commit(
@@ -285,19 +388,15 @@ async fn commit(
         return Err(busy());
     }
     // What cannot run is refused before anybody is asked.
-    approved_plan(app, &cvm, &request.wish, approval, repeated)?;
-    let evidence = prove(app, &cvm, approval.compose_hash, tx).await?;
-    let evidence = json!({
-        "block": evidence.block,
-        "block_hash": hex::encode(evidence.block_hash),
-        "log_index": evidence.log_index,
-        "transaction": tx,
-    });
+    let plan = approved_plan(app, &cvm, &request.wish, approval, repeated)?;
+    update::check_image(app, &cvm, &plan).await?;
+    let device = onchain::device(app, cvm.node_id)?;
+    let evidence = prove(app, &cvm.kms, cvm.app_id, approval.compose_hash, device, tx).await?;
     for _ in 0..ATTEMPTS {
         cvm = app.store.cvm(cvm.id)?;
         request.check_match(&cvm)?;
         let plan = approved_plan(app, &cvm, &request.wish, approval, repeated)?;
-        let closing = Closing { id: approval.id, evidence: evidence.to_string(), at: app.clock.now() };
+        let closing = Closing { id: approval.id, evidence: evidence.clone(), at: app.clock.now() };
         match update::store_plan(app, &cvm, plan, &request, Some(closing)).await {
             Ok(accepted) => return Ok(Outcome::Accepted(Box::new(accepted))),
             Err(store::Error::Changed) => {}
@@ -351,50 +450,33 @@ fn approved_plan(app: &App, cvm: &Cvm, wish: &Wish, approval: &Approval, repeate
     Ok(plan)
 }
 
-fn device_of(app: &App, cvm: &Cvm) -> Result<String> {
-    let node = app.node(cvm.node_id).ok_or(Error::NotFound { what: Resource::Node })?;
-    Ok(node.facts().device_id.clone())
-}
-
-async fn look(app: &App, cvm: &Cvm, compose_hash: ComposeHash, tx: TxProof) -> Result<Verdict> {
-    const SERVICE: &str = "the chain";
-    let kms = app.config.contract_kms(&cvm.kms);
-    let (Some(kms), Some(chain)) = (kms, &app.chain) else {
-        return Err(Error::Unavailable { service: SERVICE, source: "no chain is configured".into() });
-    };
-    let question = Question {
-        chain_id: kms.chain_id,
-        app_id: cvm.app_id,
-        compose_hash,
-        device_id: device_of(app, cvm)?
-            .parse()
-            .map_err(|error: IdError| Error::Unavailable { service: "the node", source: error.into() })?,
-        tx: match tx {
-            TxProof::StateOnly => None,
-            TxProof::Tx(tx) => Some(tx),
-        },
-    };
-    match tokio::time::timeout(CHAIN_DEADLINE, chain.check(&question)).await {
-        Ok(Ok(verdict)) => Ok(verdict),
-        Ok(Err(error)) => Err(Error::Unavailable { service: SERVICE, source: error.into() }),
-        Err(_) => Err(Error::Unavailable { service: SERVICE, source: "it took too long to answer".into() }),
-    }
-}
-
-async fn prove(app: &App, cvm: &Cvm, compose_hash: ComposeHash, tx: TxProof) -> Result<Evidence> {
-    let (check, message) = match look(app, cvm, compose_hash, tx).await? {
-        Verdict::Confirmed(evidence) => return Ok(evidence),
-        Verdict::NotYet(message) => (ProofCheck::Transaction, format!("{message}; try again")),
-        Verdict::OtherTransaction(message) => (ProofCheck::Transaction, message),
-        Verdict::NotAllowed(Allowed { compose_hash: false, .. }) => {
-            (ProofCheck::Contract, format!("the app's contract does not allow compose hash {compose_hash}"))
+/// Asks the contract, and gives its yes as it is kept.
+pub(super) async fn prove(
+    app: &App,
+    kms: &str,
+    app_id: AppId,
+    compose_hash: ComposeHash,
+    device: DeviceId,
+    tx: TxProof,
+) -> Result<String> {
+    let contract = onchain::contract(app, kms)?.ok_or(Error::NotFound { what: Resource::Kms })?;
+    match contract.check(app_id, compose_hash, device, tx).await? {
+        Verdict::Confirmed(Evidence { block, block_hash, log_index }) => {
+            let evidence = json!({
+                "block": block,
+                "block_hash": hex::encode(block_hash),
+                "log_index": log_index,
+                "transaction": tx,
+            });
+            Ok(evidence.to_string())
         }
-        Verdict::NotAllowed(_) => (
-            ProofCheck::Contract,
-            format!("the app's contract does not allow device {}", device_of(app, cvm)?),
-        ),
-    };
-    Err(Error::Proof { check, message })
+        Verdict::NotYet(message) => {
+            let message = format!("{message}; try again");
+            Err(Error::Proof { check: ProofCheck::Transaction, message })
+        }
+        Verdict::OtherTransaction(message) => Err(Error::Proof { check: ProofCheck::Transaction, message }),
+        Verdict::NotAllowed(allowed) => Err(onchain::not_allowed(allowed, compose_hash, device)),
+    }
 }
 
 /// What the contract allows now.
@@ -406,114 +488,66 @@ pub(super) async fn allowed_now(
     cvm: &Cvm,
     compose_hash: ComposeHash,
 ) -> std::result::Result<Allowed, String> {
-    match look(app, cvm, compose_hash, TxProof::StateOnly).await {
-        Ok(Verdict::Confirmed(_)) => Ok(Allowed { compose_hash: true, device: true }),
-        Ok(Verdict::NotAllowed(allowed)) => Ok(allowed),
-        Ok(Verdict::NotYet(why) | Verdict::OtherTransaction(why)) => Err(why),
-        Err(error) => {
-            let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            Err(format!("{error}: {source}"))
-        }
-    }
+    let asked = async {
+        let contract = onchain::contract(app, &cvm.kms)?.ok_or(Error::NotFound { what: Resource::Kms })?;
+        let device = onchain::device(app, cvm.node_id)?;
+        Ok(match contract.check(cvm.app_id, compose_hash, device, TxProof::StateOnly).await? {
+            Verdict::Confirmed(_) => Allowed { compose_hash: true, device: true },
+            Verdict::NotAllowed(allowed) => allowed,
+            Verdict::NotYet(why) | Verdict::OtherTransaction(why) => {
+                return Err(Error::Unavailable { service: "the chain", source: why.into() });
+            }
+        })
+    };
+    asked.await.map_err(|error| {
+        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        format!("{error}: {source}")
+    })
 }
 
 /// What the contract allows now; nothing if that cannot be found out.
 pub async fn onchain_status(app: &App, cvm: &Cvm, compose_hash: ComposeHash) -> Option<OnchainStatus> {
-    let allowed = match allowed_now(app, cvm, compose_hash).await {
-        Ok(allowed) => allowed,
-        Err(why) => {
-            tracing::warn!(cvm.id = cvm.id, why, "the contract's state is not known");
-            return None;
-        }
-    };
-    Some(OnchainStatus {
-        compose_hash_allowed: allowed.compose_hash,
-        device_id_allowed: allowed.device,
-        is_allowed: allowed.both(),
-    })
+    let subject = onchain::subject(app, cvm, compose_hash).ok()?;
+    onchain::known_status(app, &cvm.kms, subject).await
 }
 
-const TOKEN: &str = "ct_";
-const ID_DIGITS: usize = 32;
-
-/// The commit token of an approval. Never stored: whoever needs it again makes it again.
-pub fn token_of(app: &App, approval: Uuid) -> String {
-    let code = mac::of(&app.secret, "commit token", approval.as_bytes());
-    format!("{TOKEN}{}{}", approval.simple(), hex::encode(code))
-}
-
-/// The approval that a token belongs to.
-fn approval_of_token(app: &App, token: &str) -> Result<Approval> {
-    let unknown = || token_refused("there is no such token");
-    let digits =
-        token.trim().strip_prefix(TOKEN).and_then(|rest| rest.get(..ID_DIGITS)).ok_or_else(unknown)?;
-    let id = Uuid::try_parse(digits).map_err(|_| unknown())?;
-    if !bool::from(token_of(app, id).as_bytes().ct_eq(token.trim().as_bytes())) {
-        return Err(unknown());
+/// Why an open approval could not be committed now, whatever the contract says.
+///
+/// # Errors
+/// Those of the store.
+pub fn obstacle(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<String>> {
+    if approval.state != ApprovalState::Open || approval.purpose != Purpose::Update {
+        return Ok(None);
     }
-    let approval = app.store.approval(id)?.ok_or_else(unknown)?;
-    let known =
-        approval.token_hash.is_some_and(|hash| bool::from(hash.ct_eq(&sha256(token.trim().as_bytes()))));
-    known.then_some(approval).ok_or_else(unknown)
+    let (_, wish) = Kept::read(app, approval)?;
+    match approved_plan(app, cvm, &wish, approval, false) {
+        Ok(_) => Ok(None),
+        Err(
+            error @ (Error::Proof { .. }
+            | Error::Rejected { .. }
+            | Error::Conflict { .. }
+            | Error::Invalid(_)),
+        ) => Ok(Some(error.to_string())),
+        Err(error) => Err(error),
+    }
 }
 
-/// A text whose tokens end behind their public part, fit to be stored.
-pub fn without_tokens(text: &str) -> String {
-    let secret = 64;
-    let mut cut = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, id, behind)) = next_token(rest) {
-        let (kept, behind) = match behind.get(..secret) {
-            Some(code) if code.bytes().all(|byte| byte.is_ascii_hexdigit()) => ("*", &behind[secret..]),
-            Some(_) | None => ("", behind),
-        };
-        cut.extend([before, id, kept]);
-        rest = behind;
+/// The plan of an open approval on the revision that it was asked for on; none for one that was not asked for as an update.
+pub fn planned(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<Plan>> {
+    if approval.purpose != Purpose::Update {
+        return Ok(None);
     }
-    cut.push_str(rest);
-    cut
-}
-
-/// The text that [`without_tokens`] was given.
-pub fn with_tokens(app: &App, text: &str) -> String {
-    let mut whole = String::with_capacity(text.len() + 160);
-    let mut rest = text;
-    while let Some((before, id, behind)) = next_token(rest) {
-        whole.push_str(before);
-        rest = match (Uuid::try_parse(&id[TOKEN.len()..]), behind.strip_prefix('*')) {
-            (Ok(approval), Some(behind)) => {
-                whole.push_str(&token_of(app, approval));
-                behind
-            }
-            (Ok(_) | Err(_), _) => {
-                whole.push_str(id);
-                behind
-            }
-        };
+    let (_, wish) = Kept::read(app, approval)?;
+    let mut plan = update::plan(app, cvm, approval.base_revision, &wish)?;
+    if let Plan::Steps(steps) = &mut plan
+        && !wish.touches_document()
+    {
+        // It was planned without the long texts.
+        steps.spec.compose = app.store.spec(cvm.id, approval.base_revision)?.compose;
     }
-    whole.push_str(rest);
-    whole
-}
-
-/// What is before the public part of the next token, that part, and what is behind it.
-fn next_token(text: &str) -> Option<(&str, &str, &str)> {
-    let mut from = 0;
-    while let Some(at) = text[from..].find(TOKEN).map(|at| at + from) {
-        let end = at + TOKEN.len() + ID_DIGITS;
-        match text.get(at + TOKEN.len()..end) {
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
-                return Some((&text[..at], &text[at..end], &text[end..]));
-            }
-            Some(_) | None => from = at + TOKEN.len(),
-        }
-    }
-    None
+    Ok(Some(plan))
 }
 
 fn hash_refused(message: impl Into<String>) -> Error {
     Error::Proof { check: ProofCheck::Hash, message: message.into() }
-}
-
-fn token_refused(why: &str) -> Error {
-    Error::Rejected { code: None, field: None, message: format!("invalid commit token: {why}") }
 }

@@ -6,8 +6,9 @@ use casemate_types::patch::{CvmCreate, CvmPatch, CvmProvision, Sparse};
 use casemate_types::wire::KmsType;
 use serde::{Deserialize, Serialize};
 
+use super::onchain::{self, Contract};
 use super::operation::Lane;
-use super::update;
+use super::{approval, update};
 use crate::app::{App, Node};
 use crate::auth::{Actor, Author};
 use crate::config::EMBEDDED_KMS;
@@ -26,8 +27,8 @@ pub struct Prepared {
     pub name: String,
     /// Shown in the public directory.
     pub listed: bool,
-    /// The app; drawn by us, or named by the caller.
-    pub app_id: AppId,
+    /// The app; drawn by us, or named by the caller. None: a contract that the caller will deploy.
+    pub app_id: Option<AppId>,
     /// The number that the app id was made from, if it was.
     pub nonce: Option<u64>,
     /// Slug of the key service.
@@ -37,6 +38,9 @@ pub struct Prepared {
     /// Its first spec.
     pub spec: Spec,
 }
+
+/// Stands for an app whose contract is yet to be deployed: nobody has the address zero.
+const TO_BE_DEPLOYED: AppId = AppId([0; 20]);
 
 /// Checks what is asked for, picks a node, and keeps the result for [`create`].
 ///
@@ -49,7 +53,7 @@ pub async fn provision(
 ) -> Result<Prepared> {
     name_is_free(app, actor, asked.name.as_str())?;
     let kms = key_service(app, &asked)?;
-    let (app_id, nonce) = app_identity(app, actor, &asked).await?;
+    let (app_id, nonce) = app_identity(app, actor, &asked, &kms).await?;
     let wish = wish(&asked);
     let seed = app.clock.random();
     let candidates = candidates(app, &asked)?;
@@ -62,6 +66,11 @@ pub async fn provision(
         }
         let outcome = plan_create(&wish, seed, &update::rules(app, &node.facts, &kms))
             .and_then(|spec| fits(&node, &spec).map(|()| spec));
+        // Before the caller pays for a contract.
+        let outcome = match outcome {
+            Ok(spec) => onchain::check_image(app, &kms, node.id, &spec.image).await.map(|()| spec),
+            Err(error) => Err(error),
+        };
         match outcome {
             Err(error) => {
                 refusal.get_or_insert(error);
@@ -99,7 +108,7 @@ async fn keep(
     let provision = Provision {
         workspace_id: actor.workspace_id,
         cvm_id: None,
-        app_id: prepared.app_id,
+        app_id: prepared.app_id.unwrap_or(TO_BE_DEPLOYED),
         compose_hash: prepared.spec.compose.hash,
         content: serde_json::to_string(prepared).expect("a spec has string keys"),
         expires_at: app.clock.now() + app.config.provision_life,
@@ -143,6 +152,11 @@ fn user_config(asked: &CvmProvision) -> Option<String> {
 fn key_service(app: &App, asked: &CvmProvision) -> Result<String> {
     let kind = asked.kms.as_ref().map(KmsType::as_str);
     let named = asked.kms_id.as_deref().or(asked.kms_contract.as_deref()).or(kind).unwrap_or(EMBEDDED_KMS);
+    key_service_named(app, named)
+}
+
+/// Slug of the key service that `named` means.
+fn key_service_named(app: &App, named: &str) -> Result<String> {
     match kms_kind(app, named) {
         Ok(KmsKind::Embedded) => Ok(EMBEDDED_KMS.to_owned()),
         Ok(KmsKind::Contract(kms)) => Ok(kms.slug.clone()),
@@ -161,7 +175,28 @@ pub fn app_id_of(workspace_uid: &str, nonce: u64) -> AppId {
     AppId(std::array::from_fn(|index| digest[index]))
 }
 
-async fn app_identity(app: &App, actor: &Actor, asked: &CvmProvision) -> Result<(AppId, Option<u64>)> {
+async fn app_identity(
+    app: &App,
+    actor: &Actor,
+    asked: &CvmProvision,
+    kms: &str,
+) -> Result<(Option<AppId>, Option<u64>)> {
+    if app.config.kms_is_contract_owned(kms) {
+        // The address of its contract is the app's id.
+        return match asked.nonce {
+            None => Ok((asked.app_id, None)),
+            Some(_) => {
+                let message =
+                    format!("the app ids of key service `{kms}` are addresses, not made from numbers");
+                Err(Error::invalid("nonce", message))
+            }
+        };
+    }
+    let (app_id, nonce) = numbered_identity(app, actor, asked).await?;
+    Ok((Some(app_id), nonce))
+}
+
+async fn numbered_identity(app: &App, actor: &Actor, asked: &CvmProvision) -> Result<(AppId, Option<u64>)> {
     let workspace = app.store.account(actor.workspace_id)?.workspace_uid;
     match (asked.app_id, asked.nonce) {
         (None, None) => {
@@ -220,7 +255,7 @@ fn default_image<'a>(images: &'a [Image], asked: &CvmProvision, wish: &Wish) -> 
 }
 
 /// Says now what the booking would say later.
-fn fits(node: &NodeRow, spec: &Spec) -> Result<()> {
+pub(super) fn fits(node: &NodeRow, spec: &Spec) -> Result<()> {
     let (free, asked): (Booking, Booking) = (node.free(), spec.booking());
     let conflict = |code, what: &str, asked: u32, free: u32| {
         let message = format!("{asked} {what} asked for, node {} has {free} left", node.facts.name);
@@ -246,6 +281,8 @@ pub struct Created {
     pub cvm: Cvm,
     /// Its spec.
     pub spec: Spec,
+    /// The operation that makes it; none if it was there before.
+    pub op: Option<OperationId>,
 }
 
 /// Makes the CVM that was provisioned. Asked again for the same app and hash, it gives the CVM that there is.
@@ -259,8 +296,31 @@ pub async fn create(
     if let Some(existing) = existing(app, actor, asked.app_id, asked.compose_hash)? {
         return Ok(existing);
     }
-    let now = app.clock.now();
-    let found = app.store.provision(actor.workspace_id, None, asked.app_id, asked.compose_hash, now);
+    let prepared = prepared(app, actor, &asked)?;
+    let Prepared { name, listed, nonce, kms, node_id, mut spec, .. } = prepared;
+    super::update::check_env_keys(&spec.compose.parsed(), asked.env_keys.as_deref())?;
+    if let Some(sealed) = &asked.encrypted_env {
+        spec.sealed_env = Some(Long::new(sealed.as_bytes()));
+    }
+    if let Some(contract) = onchain::contract(app, &kms)? {
+        check_contract(app, &contract, &asked, node_id, &spec).await?;
+    }
+    let new = NewCvm {
+        deployer: asked.deployer_address,
+        nonce,
+        ..new_cvm(app, actor.workspace_id, asked.app_id, kms, node_id, name, spec, author)
+    };
+    store_new(app, NewCvm { listed, ..new }, receipt).await
+}
+
+/// What an earlier call prepared for this one.
+fn prepared(app: &App, actor: &Actor, asked: &CvmCreate) -> Result<Prepared> {
+    let find =
+        |app_id| app.store.provision(actor.workspace_id, None, app_id, asked.compose_hash, app.clock.now());
+    let found = match find(asked.app_id) {
+        Err(store::Error::Missing) => find(TO_BE_DEPLOYED),
+        other => other,
+    };
     let content = match found {
         Err(store::Error::Missing) => {
             let message =
@@ -269,37 +329,98 @@ pub async fn create(
         }
         other => other?,
     };
-    let Prepared { name, listed, app_id, nonce, kms, node_id, mut spec } = serde_json::from_str(&content)
+    let prepared: Prepared = serde_json::from_str(&content)
         .map_err(|source| Error::internal("read what was provisioned")(source.into()))?;
-    let document = spec.compose.parsed();
-    super::update::check_env_keys(&document, asked.env_keys.as_deref())?;
-    if let Some(sealed) = &asked.encrypted_env {
-        spec.sealed_env = Some(Long::new(sealed.as_bytes()));
+    if let Some(named) = &asked.kms_id
+        && key_service_named(app, named)? != prepared.kms
+    {
+        let message = format!("`{named}` is not the key service that was provisioned: `{}`", prepared.kms);
+        return Err(Error::rejected(codes::INVALID_REQUEST, "kms_id", message));
     }
-    let new = NewCvm {
+    Ok(prepared)
+}
+
+/// Refuses an app that its key service would give no keys to.
+async fn check_contract(
+    app: &App,
+    contract: &Contract<'_>,
+    asked: &CvmCreate,
+    node_id: i64,
+    spec: &Spec,
+) -> Result<()> {
+    let (app_id, compose_hash, kms) = (asked.app_id, asked.compose_hash, contract.kms);
+    let wrong = |field: &str, message: String| Err(Error::rejected(codes::INVALID_REQUEST, field, message));
+    if asked.contract_address.is_some_and(|address| address != app_id) {
+        return wrong(
+            "contract_address",
+            format!("should be the app id, 0x{app_id}: the contract is the app"),
+        );
+    }
+    let found = contract.registration(app_id).await?;
+    let (chain_id, address) = (kms.chain_id, &kms.contract);
+    if !found.registered {
+        let message = format!(
+            "0x{app_id} is not registered with the contract {address} of key service `{}` on chain {chain_id}",
+            kms.slug
+        );
+        return wrong("contract_address", message);
+    }
+    if found.owner.is_none() {
+        return wrong(
+            "contract_address",
+            format!("there is no app contract at 0x{app_id} on chain {chain_id}"),
+        );
+    }
+    let device = onchain::device(app, node_id)?;
+    let tx = asked.transaction_hash.unwrap_or_default();
+    approval::prove(app, &kms.slug, app_id, compose_hash, device, tx).await?;
+    onchain::check_image(app, &kms.slug, node_id, &spec.image).await
+}
+
+/// A CVM that is to be made.
+#[expect(clippy::too_many_arguments, reason = "each is another thing, and both callers have all of them")]
+pub(super) fn new_cvm(
+    app: &App,
+    workspace_id: i64,
+    app_id: AppId,
+    kms: String,
+    node_id: i64,
+    name: String,
+    spec: Spec,
+    author: Author,
+) -> NewCvm {
+    NewCvm {
         uid: format!("cvm_{}", app.clock.random_text(10)).parse().expect("letters and digits"),
         vm_uuid: VmUuid(app.clock.new_uuid_v4()),
-        workspace_id: actor.workspace_id,
+        workspace_id,
         app_id,
         app_uid: format!("dapp_{}", app.clock.random_text(10)),
         kms,
         node_id,
         name,
-        listed,
-        spec: spec.clone(),
-        nonce,
+        listed: false,
+        spec,
+        deployer: None,
+        closes: None,
+        nonce: None,
         op: OperationId(app.clock.new_id()),
         author,
-        at: now,
+        at: app.clock.now(),
+    }
+}
+
+/// Stores a CVM that is to be made, and has it made.
+pub(super) async fn store_new(app: &App, new: NewCvm, receipt: Option<Receipt<Created>>) -> Result<Created> {
+    let spec = new.spec.clone();
+    let created = move |accepted: &store::Accepted| Created {
+        cvm: accepted.cvm.clone(),
+        spec: spec.clone(),
+        op: Some(accepted.operation.id),
     };
-    let receipt = receipt.map(|receipt| {
-        let spec = spec.clone();
-        receipt
-            .of(move |accepted: &store::Accepted| Created { cvm: accepted.cvm.clone(), spec: spec.clone() })
-    });
+    let receipt = receipt.map(|receipt| receipt.of(created.clone()));
     let accepted = app.store.cvm_create(new, receipt).await?;
     app.wake(Lane::Ordinary);
-    Ok(Created { cvm: accepted.cvm, spec })
+    Ok(created(&accepted))
 }
 
 /// The CVM that an earlier call already made, or the conflict with it.
@@ -314,7 +435,8 @@ fn existing(app: &App, actor: &Actor, app_id: AppId, hash: ComposeHash) -> Resul
     for cvm in &cvms {
         let first = app.store.spec(cvm.id, 1)?;
         if first.compose.hash == hash {
-            return Ok(Some(Created { cvm: cvm.clone(), spec: app.store.spec(cvm.id, cvm.revision)? }));
+            let spec = app.store.spec(cvm.id, cvm.revision)?;
+            return Ok(Some(Created { cvm: cvm.clone(), spec, op: None }));
         }
     }
     let message = format!("this app id is already used by {}", newest.name);

@@ -67,7 +67,10 @@ pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Done, Tro
             Err(error) => Err(error),
         },
         StepName::Apply => within(app, driver.ensure_applied(at, &work.machine)).await.map(|()| None),
-        StepName::Start => within(app, driver.ensure_started(at)).await.map(|()| None),
+        StepName::Start => {
+            super::boot::allowed(app, node, work).await?;
+            within(app, driver.ensure_started(at)).await.map(|()| None)
+        }
         StepName::Observe => observe(app, driver, work).await.map(Some),
         StepName::Remove => within(app, driver.ensure_absent(at)).await.map(|()| None),
     };
@@ -268,7 +271,7 @@ fn trouble(app: &App, operation: &Operation, node: &Node, error: driver::Error) 
 }
 
 /// `who` does not answer. Before the machine is touched, that is waited for only so long.
-fn away(app: &App, operation: &Operation, who: &str, why: String) -> Trouble {
+pub(super) fn away(app: &App, operation: &Operation, who: &str, why: String) -> Trouble {
     let step = operation.current_step();
     let begun = step.and_then(|step| step.started_at).unwrap_or(operation.created_at);
     let untouched = step.is_some_and(|step| step.name == StepName::Stage);

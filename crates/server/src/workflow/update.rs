@@ -6,6 +6,7 @@ use casemate_types::ids::OperationId;
 
 use super::approval::{self, Ask};
 use super::operation::{Kind, Lane, Operation, Options};
+use super::{allowance, onchain};
 use crate::app::App;
 use crate::auth::Author;
 use crate::cvm::plan::{Approval, Current, INSTANCE_TYPES, Plan, Rules, Steps, Wish, plan_update};
@@ -31,6 +32,8 @@ pub struct Request {
     pub author: Author,
     /// Keeps the answer together with what it answers.
     pub receipt: Option<Receipt<Outcome>>,
+    /// If it needs an approval: is the server to commit it by itself, in the author's name, once it is approved?
+    pub auto_commit: bool,
 }
 
 impl Request {
@@ -100,7 +103,7 @@ pub async fn accept(app: &App, mut cvm: Cvm, request: Request) -> Result<Outcome
             cvm = app.store.cvm(cvm.id)?;
             continue;
         }
-        let plan = plan(app, &cvm, cvm.revision, &request.wish)?;
+        let plan = plan_checked(app, &cvm, &request.wish).await?;
         if let Plan::Steps(steps) = &plan
             && steps.approval == Approval::Needed
         {
@@ -142,6 +145,29 @@ pub fn plan(app: &App, cvm: &Cvm, base: u64, wish: &Wish) -> Result<Plan> {
     };
     let facts = app.node(cvm.node_id).ok_or(Error::NotFound { what: Resource::Node })?.facts();
     plan_update(&Current { cvm, spec: &spec }, wish, &rules(app, &facts, &cvm.kms))
+}
+
+/// As [`plan`] on what is current, after asking the contract of the CVM's key service about a new OS image.
+pub async fn plan_checked(app: &App, cvm: &Cvm, wish: &Wish) -> Result<Plan> {
+    let plan = plan(app, cvm, cvm.revision, wish)?;
+    check_image(app, cvm, &plan).await?;
+    if let (Some(_), Plan::Steps(steps)) = (&wish.content_of, &plan)
+        && steps.approval == Approval::NotNeeded
+    {
+        // Nobody is asked for an approval, so nobody would say that the contract changed its mind.
+        allowance::check_unchanged_hash(app, cvm, steps.spec.compose.hash).await?;
+    }
+    Ok(plan)
+}
+
+/// Refuses a plan that brings an OS image which the contract of the CVM's key service does not allow.
+pub(super) async fn check_image(app: &App, cvm: &Cvm, plan: &Plan) -> Result<()> {
+    match plan {
+        Plan::Steps(steps) if steps.diff.iter().any(|change| change.field == "image") => {
+            onchain::check_image(app, &cvm.kms, cvm.node_id, &steps.spec.image).await
+        }
+        Plan::Steps(_) | Plan::Nothing | Plan::Records { .. } => Ok(()),
+    }
 }
 
 /// What a node and the operator allow to a CVM with this key service.
@@ -186,8 +212,14 @@ pub async fn accept_each(
     author: &Author,
     receipt: Option<Receipt<Vec<Option<store::Accepted>>>>,
 ) -> Result<Vec<Option<store::Accepted>>> {
-    let request =
-        Request { wish: Wish::default(), kind, if_match: None, author: author.clone(), receipt: None };
+    let request = Request {
+        wish: Wish::default(),
+        kind,
+        if_match: None,
+        author: author.clone(),
+        receipt: None,
+        auto_commit: false,
+    };
     let new =
         planned.into_iter().map(|(cvm, plan)| (new_operation(app, &cvm, &plan, &request), cvm)).collect();
     let accepted = app.store.operations_accept(new, receipt).await?;

@@ -8,49 +8,73 @@ use casemate_chain::Scripted;
 use casemate_server::cvm::state::{Cvm, Status};
 use casemate_server::driver::Driver;
 use casemate_server::driver::fault::{Fault, Planned};
-use casemate_server::workflow::operation::{FailCode, State};
-use casemate_server::workflow::worker::{self, NoProbe};
+use casemate_server::workflow::operation::{FailCode, Operation, State, StepName};
+use casemate_server::workflow::worker::{self, Moment, NoProbe, Probe};
 use casemate_testkit::{World, compose};
-use casemate_types::ids::{ComposeHash, OperationId, TxHash};
+use casemate_types::ids::{Address, AppId, ComposeHash, OperationId, TxHash};
 use serde_json::{Value, json};
 
 use crate::client::{Answer, Client};
 
-const TX: TxHash = TxHash([7; 32]);
+pub(crate) const TX: TxHash = TxHash([7; 32]);
 const OTHER_TX: TxHash = TxHash([8; 32]);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The contract of the key service `base`, and who owns apps.
+pub(crate) const KMS: Address = Address([0x11; 20]);
+pub(crate) const OWNER: Address = Address([0x22; 20]);
 
 /// A CVM of an app whose contract decides.
-pub(crate) async fn deploy(world: &World, client: &Client) -> Cvm {
-    deploy_as(world, client, "web-one").await
+pub(crate) async fn deploy(world: &World, chain: &Scripted, client: &Client) -> Cvm {
+    deploy_as(world, chain, client, "web-one").await
 }
 
-async fn deploy_as(world: &World, client: &Client, name: &str) -> Cvm {
+/// What the factory of a key service's contract does for a client: an app's contract that allows a hash and a device.
+pub(crate) fn deploy_app(chain: &Scripted, app_id: AppId, prepared: &Value) {
+    chain.register_app(KMS, app_id, OWNER);
+    chain.allow_hash(app_id, text(&prepared["compose_hash"]).parse().expect("a hash"));
+    chain.allow_device(app_id, prepared["device_id"].as_str().expect("a device"));
+}
+
+/// The images have to be allowed before anything can be prepared.
+pub(crate) fn allow_images(world: &World, chain: &Scripted) {
+    for image in &world.app.node(1).expect("a node").facts().images {
+        let mut hash = [0; 32];
+        hex::decode_to_slice(&image.os_image_hash, &mut hash).expect("a hash");
+        chain.allow_os_image(KMS, hash);
+    }
+}
+
+pub(crate) async fn deploy_as(world: &World, chain: &Scripted, client: &Client, name: &str) -> Cvm {
+    allow_images(world, chain);
     let asked = json!({
         "name": name, "kms": "BASE", "compose_file": { "docker_compose_file": compose("web:1") },
     });
     let prepared = client.post("/cvms/provision", asked).await.expect(200);
     assert_eq!(prepared["kms_info"]["chain_id"], 8453);
-    let asked = json!({ "app_id": prepared["app_id"], "compose_hash": prepared["compose_hash"] });
+    assert_eq!(prepared["app_id"], Value::Null, "the address of a contract that is yet to be deployed");
+    let app_id = AppId(world.clock.random());
+    deploy_app(chain, app_id, &prepared);
+    let asked = json!({ "app_id": app_id, "compose_hash": prepared["compose_hash"] });
     let made = client.post("/cvms", asked).await.expect(200);
     world.settle().await;
     let uuid = made["vm_uuid"].as_str().expect("an id").parse().expect("an id");
     world.app.store.cvms_by_uuid(world.actor.workspace_id, &[uuid]).expect("reads").remove(0)
 }
 
-struct Stage {
-    world: World,
-    chain: Arc<Scripted>,
-    client: Client,
-    cvm: Cvm,
+pub(crate) struct Stage {
+    pub(crate) world: World,
+    pub(crate) chain: Arc<Scripted>,
+    pub(crate) client: Client,
+    pub(crate) cvm: Cvm,
 }
 
 impl Stage {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let chain = Arc::new(Scripted::default());
         let world = World::with_chain(chain.clone()).await;
         let client = Client::of(&world).await;
-        let cvm = deploy(&world, &client).await;
+        let cvm = deploy(&world, &chain, &client).await;
         chain.allow_device(cvm.app_id, &world.app.node(cvm.node_id).expect("a node").facts().device_id);
         let stage = Self { world, chain, client, cvm };
         stage.chain.allow_hash(stage.cvm.app_id, stage.hash_of(1));
@@ -58,7 +82,7 @@ impl Stage {
     }
 
     /// Compose hash of a revision.
-    fn hash_of(&self, revision: u64) -> ComposeHash {
+    pub(crate) fn hash_of(&self, revision: u64) -> ComposeHash {
         self.world.app.store.spec(self.cvm.id, revision).expect("the revision").compose.hash
     }
 
@@ -70,49 +94,74 @@ impl Stage {
         text(&answer.expect(202)["correlation_id"]).parse().expect("an id")
     }
 
-    fn path(&self, rest: &str) -> String {
+    /// The device that the CVM is on.
+    pub(crate) fn device(&self) -> String {
+        self.world.app.node(self.cvm.node_id).expect("a node").facts().device_id.clone()
+    }
+
+    /// Works until nothing is open; right before the next start the contract forbids this hash.
+    pub(crate) async fn forbid_before_start(&self, hash: ComposeHash) {
+        self.world.settle_with(&ForbidBeforeStart { stage: self, hash }).await;
+    }
+
+    pub(crate) fn path(&self, rest: &str) -> String {
         format!("/cvms/{}{rest}", self.cvm.uid)
     }
 
-    fn now(&self) -> Cvm {
+    pub(crate) fn now(&self) -> Cvm {
         self.world.cvm(&self.cvm)
     }
 
-    async fn boots(&self) -> u64 {
+    pub(crate) async fn boots(&self) -> u64 {
         self.world.sim.observe(&[self.cvm.vm_uuid]).await.expect("answers")[0].boot_count
     }
 
     /// Asks for `body`, and gives the hash that has to be registered.
-    async fn ask(&self, body: Value) -> ComposeHash {
+    pub(crate) async fn ask(&self, body: Value) -> ComposeHash {
         hash(&self.client.patch(&self.path(""), body).await)
     }
 
     /// Prepares `body` for somebody else: the hash, and the token.
-    async fn prepare(&self, body: Value) -> (ComposeHash, String) {
+    pub(crate) async fn prepare(&self, body: Value) -> (ComposeHash, String) {
         let answer = self.client.header("x-prepare-only", "true").patch(&self.path(""), body).await;
         (hash(&answer), text(&detail(&answer, "commit_token")))
     }
 
-    async fn confirm(&self, hash: ComposeHash, tx: &str) -> Answer {
+    pub(crate) async fn confirm(&self, hash: ComposeHash, tx: &str) -> Answer {
         let client = self.client.header("x-compose-hash", hash.to_string()).header("x-transaction-hash", tx);
         client.patch(&self.path(""), json!({})).await
     }
 
-    async fn commit(&self, token: &str, hash: &str, tx: &str) -> Answer {
+    pub(crate) async fn commit(&self, token: &str, hash: &str, tx: &str) -> Answer {
         let body = json!({ "token": token, "compose_hash": hash, "transaction_hash": tx });
         self.client.nobody().post(&self.path("/commit-update"), body).await
     }
 
-    fn register(&self, tx: TxHash, hash: ComposeHash) {
+    pub(crate) fn register(&self, tx: TxHash, hash: ComposeHash) {
         self.chain.register(tx, self.cvm.app_id, hash);
     }
 }
 
-fn text(value: &Value) -> String {
+struct ForbidBeforeStart<'a> {
+    stage: &'a Stage,
+    hash: ComposeHash,
+}
+
+#[async_trait::async_trait]
+impl Probe for ForbidBeforeStart<'_> {
+    async fn reached(&self, _: &Operation, step: StepName, moment: Moment) -> bool {
+        if (step, moment) == (StepName::Start, Moment::Before) {
+            self.stage.chain.forbid_hash(self.stage.cvm.app_id, self.hash);
+        }
+        true
+    }
+}
+
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().expect("text").to_owned()
 }
 
-fn detail(answer: &Answer, field: &str) -> Value {
+pub(crate) fn detail(answer: &Answer, field: &str) -> Value {
     let body = answer.expect(465);
     assert_eq!(body["error_code"], "ERR-01-005");
     let details = body["details"].as_array().expect("a list");
@@ -120,18 +169,18 @@ fn detail(answer: &Answer, field: &str) -> Value {
     found.unwrap_or_else(|| panic!("no {field} in {body}"))["value"].clone()
 }
 
-fn hash(answer: &Answer) -> ComposeHash {
+pub(crate) fn hash(answer: &Answer) -> ComposeHash {
     text(&detail(answer, "compose_hash")).parse().expect("a hash")
 }
 
-fn code(answer: &Answer, status: u16) -> Value {
+pub(crate) fn code(answer: &Answer, status: u16) -> Value {
     answer.expect(status)["error_code"].clone()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_hash_is_asked_for_and_nothing_else_is() {
     let stage = Stage::start().await;
-    let tag = stage.now().tag();
+    let (tag, questions) = (stage.now().tag(), stage.chain.questions());
     let answer = stage
         .client
         .patch(&stage.path(""), json!({ "docker_compose_file": compose("web:2"), "vcpu": 2 }))
@@ -148,7 +197,7 @@ async fn a_new_hash_is_asked_for_and_nothing_else_is() {
         .iter()
         .map(|entry| text(&entry["field"]))
         .collect();
-    assert_eq!(fields, ["compose_hash", "app_id", "device_id", "kms_info"]);
+    assert_eq!(fields, ["compose_hash", "app_id", "device_id", "kms_info", "approval_id"]);
     assert_eq!((stage.now().tag(), stage.now().status, stage.now().open), (tag, Status::Running, None));
     for (rest, body) in [
         ("/visibility", json!({ "public_logs": false })),
@@ -160,7 +209,7 @@ async fn a_new_hash_is_asked_for_and_nothing_else_is() {
     let dry =
         stage.client.patch(&stage.path("?dry_run=true"), json!({ "public_logs": false })).await.expect(200);
     assert_eq!(dry["plan"]["needs_approval"], true);
-    assert_eq!(stage.chain.questions(), []);
+    assert_eq!(stage.chain.questions(), questions);
     let audit = stage.client.json("/audit").await;
     assert!(audit.to_string().contains("approval.opened"), "{audit}");
     // What is not measured needs nobody's yes, and neither does nothing.
@@ -315,6 +364,7 @@ async fn whoever_has_the_token_commits_once() {
         json!({ "compose_hash_allowed": false, "device_id_allowed": true, "is_allowed": false })
     );
 
+    let other = deploy_as(&stage.world, &stage.chain, &stage.client, "web-two").await;
     let questions = stage.chain.questions().len();
     let mut wrong = token.clone();
     wrong.replace_range(token.len() - 1.., if token.ends_with('0') { "1" } else { "0" });
@@ -324,7 +374,6 @@ async fn whoever_has_the_token_commits_once() {
     }
     let refused = stage.commit(&token, &"00".repeat(32), "").await.expect(400);
     assert!(text(&refused["detail"]).starts_with("Invalid commit token"), "{refused}");
-    let other = deploy_as(&stage.world, &stage.client, "web-two").await;
     for foreign in [other.uid.to_string(), "web-nobody".into(), "%23".into()] {
         let body = json!({ "token": token, "transaction_hash": "" });
         let refused =
@@ -444,10 +493,10 @@ async fn a_rollback_asks_as_well() {
 #[tokio::test(start_paused = true)]
 async fn one_verification_at_a_time_and_none_for_ever() {
     let chain = Arc::new(Scripted::default());
-    chain.hold();
     let world = World::with_chain(chain.clone()).await;
     let client = Client::of(&world).await;
-    let cvm = deploy(&world, &client).await;
+    let cvm = deploy(&world, &chain, &client).await;
+    chain.hold();
     let path = format!("/cvms/{}", cvm.uid);
     let asked = hash(&client.patch(&path, json!({ "public_logs": false })).await);
     let proof = json!({ "compose_hash": asked, "transaction_hash": "" });

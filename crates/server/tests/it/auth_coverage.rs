@@ -34,9 +34,13 @@ const ENDPOINTS: &[(&str, About)] = &[
     ("GET /apps", Workspace),
     ("GET /apps/filter-options", Workspace),
     ("GET /apps/{app_id}", Thing),
+    ("GET /apps/{app_id}/allowed", Thing),
     ("GET /apps/{app_id}/cvms", Thing),
+    ("GET /apps/{app_id}/device-allowlist", Thing),
     ("GET /apps/{app_id}/revisions", Thing),
     ("GET /apps/{app_id}/revisions/{revision_id}", Thing),
+    ("GET /approvals", Workspace),
+    ("GET /approvals/{approval_id}", Thing),
     ("GET /audit", Workspace),
     ("GET /auth/me", Workspace),
     ("GET /cvms", Workspace),
@@ -90,14 +94,24 @@ const ENDPOINTS: &[(&str, About)] = &[
     ("PATCH /cvms/{id}/pre-launch-script", Thing),
     ("PATCH /cvms/{id}/resources", Thing),
     ("PATCH /cvms/{id}/visibility", Thing),
+    ("POST /approvals/{approval_id}/auto-commit", Thing),
+    ("POST /approvals/{approval_id}/cancel", Thing),
+    ("POST /approvals/{approval_id}/commit", Thing),
+    ("POST /apps/{app_id}/cvms/is-allowed", Thing),
+    ("POST /apps/{app_id}/cvms/{vm_uuid}/replicas", Thing),
+    ("POST /apps/{app_id}/instances", Thing),
+    ("POST /apps/{app_id}/is-allowed", Thing),
     ("POST /cvms", Workspace),
     ("POST /cvms/provision", Workspace),
     ("POST /cvms/refresh-instance-ids", Workspace),
+    ("POST /cvms/{id}/commit-replica", Thing),
     ("POST /cvms/{id}/commit-update", Ticket),
     ("POST /cvms/{id}/compose_file", Thing),
     ("POST /cvms/{id}/compose_file/commit", Thing),
     ("POST /cvms/{id}/compose_file/provision", Thing),
+    ("POST /cvms/{id}/is-allowed", Thing),
     ("POST /cvms/{id}/refresh-instance-id", Thing),
+    ("POST /cvms/{id}/replicas", Thing),
     ("POST /cvms/{id}/restart", Thing),
     ("POST /cvms/{id}/rollback", Thing),
     ("POST /cvms/{id}/shutdown", Thing),
@@ -110,7 +124,12 @@ const ENDPOINTS: &[(&str, About)] = &[
 ];
 
 /// Answers that change nothing although their method could, so a key that may only read gets them.
-const ONLY_READS: &[&str] = &["POST /status/batch"];
+const ONLY_READS: &[&str] = &[
+    "POST /apps/{app_id}/cvms/is-allowed",
+    "POST /apps/{app_id}/is-allowed",
+    "POST /cvms/{id}/is-allowed",
+    "POST /status/batch",
+];
 
 /// The ids of a scene, and ones of the same shape that nobody has.
 fn fill(path: &str, ids: &BTreeMap<&str, String>) -> String {
@@ -134,6 +153,7 @@ async fn ids(scene: &Scene) -> BTreeMap<&'static str, String> {
         ("chain", "base".to_owned()),
         ("family", "cpu".to_owned()),
         ("revision_id", "1".to_owned()),
+        ("approval_id", "0198c1d2-0000-7000-8000-000000000000".to_owned()),
     ])
 }
 

@@ -151,9 +151,10 @@ async fn a_key_is_not_shown_twice() {
 
 #[tokio::test(start_paused = true)]
 async fn a_token_is_made_again_and_never_kept() {
-    let world = World::with_chain(Arc::new(Scripted::default())).await;
+    let chain = Arc::new(Scripted::default());
+    let world = World::with_chain(chain.clone()).await;
     let client = Client::of(&world).await;
-    let cvm = crate::approvals::deploy(&world, &client).await;
+    let cvm = crate::approvals::deploy(&world, &chain, &client).await;
     let client = client.header("x-prepare-only", "true");
     let body = json!({ "docker_compose_file": compose("web:2") });
     let answer = twice(&world, &client, "once", Method::PATCH, &format!("/cvms/{}", cvm.uid), &body).await;

@@ -2,6 +2,7 @@
 
 mod approvals;
 mod auth_coverage;
+mod auto_commit;
 mod bad_input;
 mod client;
 mod compose_file;
@@ -15,7 +16,9 @@ mod keeping;
 mod keys;
 mod nodes_away;
 mod nulls;
+mod on_chain_creation;
 mod once_wrong;
+mod onchain;
 mod openapi;
 mod operations;
 mod patch;

@@ -153,7 +153,8 @@ fn scenarios() -> Vec<Scenario> {
 }
 
 async fn accept(world: &World, cvm: Cvm, kind: Kind, wish: Wish) {
-    let request = Request { wish, kind, if_match: None, author: world.author(), receipt: None };
+    let request =
+        Request { wish, kind, if_match: None, author: world.author(), receipt: None, auto_commit: false };
     let outcome = update::accept(&world.app, cvm, request).await.expect("accepted");
     assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
 }

@@ -365,7 +365,14 @@ async fn a_request_that_met_an_operation_which_ended_meanwhile_is_planned_again(
     assert!(seen.open.is_some());
     world.settle().await;
     let wish = Wish { patch: memory(8192), ..Wish::default() };
-    let request = Request { wish, kind: Kind::Update, if_match: None, author: world.author(), receipt: None };
+    let request = Request {
+        wish,
+        kind: Kind::Update,
+        if_match: None,
+        author: world.author(),
+        receipt: None,
+        auto_commit: false,
+    };
     let outcome = workflow::accept(&world.app, seen, request).await.expect("there is nothing in the way");
     assert!(matches!(outcome, Outcome::Accepted(accepted) if !accepted.operation.steps.is_empty()));
 }

@@ -8,7 +8,7 @@ use super::{CvmPatch, GpuPatch, OnFailure, Sparse, TxProof};
 use crate::compose::ComposeDoc;
 use crate::env::SealedEnv;
 use crate::error::FieldError;
-use crate::ids::{AppId, ComposeHash, CvmName};
+use crate::ids::{AppId, ComposeHash, CvmName, DeviceId};
 use crate::wire::KmsType;
 
 /// What `from_json` gives.
@@ -872,6 +872,132 @@ impl CommitUpdate {
         let compose_hash = body.parsed_unless_empty(&["compose_hash", "composeHash"]);
         let transaction_hash = body.parsed(&["transaction_hash", "transactionHash"]).unwrap_or_default();
         body.finish_with(token.map(|token| Self { token, compose_hash, transaction_hash }))
+    }
+}
+
+/// `POST /cvms/{id}/replicas` and `POST /apps/{id}/instances`: another CVM of an app. All of it is optional.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CvmReplicate {
+    /// Its name; else that of the CVM it is like, and a number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub name: Option<CvmName>,
+    /// The node (also `teepod_id`); else that of the CVM it is like.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<i64>,
+    /// The sealed environment, in hex; else that of the CVM it is like.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub encrypted_env: Option<SealedEnv>,
+    /// The revision of the app with this hash; else what the CVM it is like runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compose_hash: Option<ComposeHash>,
+    /// The OS image, by name or slug.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os_image: Option<String>,
+    /// Another docker-compose file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub docker_compose_file: Option<String>,
+    /// Another pre-launch script.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pre_launch_script: Option<String>,
+}
+
+impl CvmReplicate {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// Every field that is wrong.
+    pub fn from_json(map: &Map<String, Value>) -> Read<Self> {
+        let mut body = Reader::new(map);
+        let asked = Self {
+            name: body.parsed_unless_empty(&["name"]),
+            node_id: body.int(&["node_id", "teepod_id"], 0, i64::MAX),
+            encrypted_env: body.parsed_unless_empty(&["encrypted_env"]),
+            compose_hash: body.parsed_unless_empty(&["compose_hash"]),
+            os_image: body.string(&["os_image", "image"]).filter(|text| !text.is_empty()),
+            docker_compose_file: body.string(&["docker_compose_file"]).filter(|text| !text.is_empty()),
+            pre_launch_script: body.string(&["pre_launch_script"]),
+        };
+        body.finish(asked)
+    }
+}
+
+/// `POST /cvms/{id}/is-allowed` and `POST /apps/{id}/is-allowed`: what a contract is asked about.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AskAllowed {
+    /// The hash; of a CVM the one in force unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compose_hash: Option<ComposeHash>,
+    /// The device, by its node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<i64>,
+    /// The device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_id: Option<DeviceId>,
+    /// The chain; has to be the app's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chain_id: Option<u64>,
+}
+
+impl AskAllowed {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// Every field that is wrong.
+    pub fn from_json(map: &Map<String, Value>) -> Read<Self> {
+        let mut body = Reader::new(map);
+        let asked = Self {
+            compose_hash: body.parsed_unless_empty(&["compose_hash"]),
+            node_id: body.int(&["node_id", "teepod_id"], 0, i64::MAX),
+            device_id: body.parsed_unless_empty(&["device_id"]),
+            chain_id: body.int::<i64>(&["chain_id"], 0, i64::MAX).map(i64::cast_unsigned),
+        };
+        body.finish(asked)
+    }
+}
+
+/// `POST /approvals/{id}/commit`: commits what waits.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ApprovalCommit {
+    /// What proves the registration; nothing: what the contract says counts.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, required = false))]
+    pub transaction_hash: TxProof,
+}
+
+impl ApprovalCommit {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// Not a transaction hash.
+    pub fn from_json(map: &Map<String, Value>) -> Read<Self> {
+        let mut body = Reader::new(map);
+        let transaction_hash = body.parsed(&["transaction_hash", "transactionHash"]).unwrap_or_default();
+        body.finish(Self { transaction_hash })
+    }
+}
+
+/// `POST /approvals/{id}/auto-commit`: on or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AutoCommit {
+    /// On, unless it says `false`.
+    #[cfg_attr(feature = "openapi", schema(required = false))]
+    pub enabled: bool,
+}
+
+impl AutoCommit {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// Not a boolean.
+    pub fn from_json(map: &Map<String, Value>) -> Read<Self> {
+        let mut body = Reader::new(map);
+        let enabled = body.bool(&["enabled"]).unwrap_or(true);
+        body.finish(Self { enabled })
     }
 }
 

@@ -5,6 +5,7 @@
 //! unknown fields are skipped, and whatever a server may leave out may be missing.
 
 mod app;
+mod approval;
 mod cvm;
 mod operation;
 mod platform;
@@ -13,6 +14,7 @@ pub mod time;
 mod update;
 
 pub use app::*;
+pub use approval::*;
 pub use cvm::*;
 pub use operation::*;
 pub use platform::*;

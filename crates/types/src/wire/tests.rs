@@ -273,6 +273,7 @@ fn an_operation_reads_back() {
         diff: vec![Diff { field: "vcpu".into(), from: json!(1), to: json!(2) }],
         reason: Some(Reason { code: "boot_failed".into(), message: "no".into() }),
         put_back: Some(OperationId("0198c1d2-0000-7000-8000-000000000002".parse().unwrap())),
+        revocation: None,
         downtime_ms: Some(1200),
         created_at: Timestamp::UNIX_EPOCH,
         ended_at: None,

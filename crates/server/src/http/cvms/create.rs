@@ -18,7 +18,8 @@ use crate::workflow::create::{self, Created, Prepared};
 /// Prepare a CVM
 ///
 /// Checks everything that can be checked, finds a node with room, and fixes the compose hash. Nothing runs yet; `POST /cvms`
-/// with the app id and the hash makes it so, within seven days.
+/// with the app id and the hash makes it so, within seven days. Where a contract governs the keys, `app_id` is null: deploy the
+/// app's contract with `compose_hash` and `device_id` on chain `kms_info.chain_id`; its address is the app id.
 #[utoipa::path(post, path = "/cvms/provision", tag = "cvms", request_body = CvmProvision,
     responses((status = 200, description = "What the second call needs", body = wire::ProvisionAnswer)))]
 pub async fn cvm_provision(
@@ -44,8 +45,8 @@ fn provisioned(app: &App, prepared: &Prepared) -> Result<Answer> {
     let image = facts.images.iter().find(|image| image.name == spec.image);
     let kms_info = view::kms_info(app, kms);
     let answer = wire::ProvisionAnswer {
-        app_id: Some(*app_id),
-        app_env_encrypt_pubkey: view::env_public_key(app, app_id),
+        app_id: *app_id,
+        app_env_encrypt_pubkey: app_id.as_ref().and_then(|app_id| view::env_public_key(app, app_id)),
         compose_hash: spec.compose.hash,
         kms_id: Some(kms_info.id.clone()),
         kms_info: Some(kms_info),
@@ -62,7 +63,9 @@ fn provisioned(app: &App, prepared: &Prepared) -> Result<Answer> {
 
 /// Create a CVM
 ///
-/// Makes the CVM that was prepared. Asked again for the same app id and hash, it answers with the CVM that there is.
+/// Makes the CVM that was prepared. Asked again for the same app id and hash, it answers with the CVM that there is. Where a
+/// contract governs the keys, the app has to be registered with the key service's contract, and its own contract has to allow
+/// the hash and the node's device.
 #[utoipa::path(post, path = "/cvms", tag = "cvms", request_body = CvmCreate,
     responses((status = 200, description = "The CVM, `creating`", body = wire::Vm)))]
 pub async fn cvm_create(
@@ -82,6 +85,6 @@ pub async fn cvm_create(
     record(&app, version, &created)
 }
 
-fn record(app: &App, version: ApiVersion, Created { cvm, spec }: &Created) -> Result<Answer> {
+fn record(app: &App, version: ApiVersion, Created { cvm, spec, .. }: &Created) -> Result<Answer> {
     Ok(json(StatusCode::OK, &view::vm(app, cvm, spec, version)?))
 }

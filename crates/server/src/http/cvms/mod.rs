@@ -15,6 +15,7 @@ pub mod os_images;
 pub mod patch;
 pub mod power;
 pub mod records;
+pub mod replicas;
 pub mod revisions;
 pub mod rollback;
 pub mod size;

@@ -16,6 +16,7 @@ use crate::http::extract::{On, Params};
 use crate::http::view;
 use crate::store::Answer;
 use crate::workflow::approval::{self, Proof};
+use crate::workflow::commit_token;
 use crate::workflow::operation::Kind;
 use crate::workflow::update::{self, Accepted, Outcome, Request};
 
@@ -70,7 +71,7 @@ impl Intent {
             None => control.transaction_hash,
             Some(tx) => Some(tx.parse().map_err(|error| header_error("X-Transaction-Hash", &error))?),
         };
-        let prepare = text("x-prepare-only").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        let prepare = said(headers, "x-prepare-only");
         if params.flag("dry_run")?.unwrap_or(false) {
             return Ok(Self::DryRun);
         }
@@ -83,6 +84,12 @@ impl Intent {
             (None, None) => Ok(Self::Apply),
         }
     }
+}
+
+/// Does this header say `true`?
+pub fn said(headers: &HeaderMap, name: &str) -> bool {
+    let value = headers.get(name).and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
 }
 
 fn header_error(name: &str, error: &dyn std::fmt::Display) -> Error {
@@ -113,10 +120,11 @@ pub async fn carry_out(
         let render = Arc::clone(&render);
         on.caller.receipt(move |outcome| render(outcome).map(kept))
     };
-    let request = Request { wish, kind, if_match: if_match(headers), author, receipt };
+    let auto_commit = said(headers, "x-auto-commit");
+    let request = Request { wish, kind, if_match: if_match(headers), author, receipt, auto_commit };
     let cvm = on.cvm.clone();
     let outcome = match intent {
-        Intent::DryRun => return dry_run(app, &on, &request),
+        Intent::DryRun => return dry_run(app, &on, &request).await,
         Intent::Apply => update::accept(app, cvm, request).await?,
         Intent::PrepareOnly => approval::open(app, cvm, request).await?,
         Intent::Confirm(proof) => approval::confirm(app, cvm, request, proof).await?,
@@ -139,7 +147,7 @@ pub fn approval_needed(ask: &approval::Ask) -> Answer {
 
 /// An answer as it is kept: without secrets.
 pub fn kept(answer: Answer) -> Answer {
-    Answer { body: approval::without_tokens(&answer.body), ..answer }
+    Answer { body: commit_token::without_tokens(&answer.body), ..answer }
 }
 
 /// The usual answer to an accepted update.
@@ -179,9 +187,9 @@ pub fn target_cvm(app: &App, on: &On, accepted: &Accepted) -> Result<Answer> {
     Ok(json(StatusCode::OK, &vm))
 }
 
-fn dry_run(app: &App, on: &On, request: &Request) -> Result<Answer> {
+async fn dry_run(app: &App, on: &On, request: &Request) -> Result<Answer> {
     request.check_match(&on.cvm)?;
-    let plan = update::plan(app, &on.cvm, on.cvm.revision, &request.wish)?;
+    let plan = update::plan_checked(app, &on.cvm, &request.wish).await?;
     let current = || app.store.spec(on.cvm.id, on.cvm.revision).map(|spec| spec.compose.hash);
     let (kind, diff, compose_hash, needs_approval, warnings) = match plan {
         Plan::Nothing => (wire::PlanKind::Nothing, Vec::new(), current()?, false, Vec::new()),

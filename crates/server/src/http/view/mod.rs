@@ -4,6 +4,7 @@
 //! change something answer in every version.
 
 mod answer;
+mod approval;
 mod compose;
 mod cvm;
 mod logs;
@@ -14,6 +15,7 @@ mod text;
 mod vm;
 
 pub use answer::{BasicAnswer, DetailAnswer, ItemAnswer, basic, detail, item};
+pub use approval::{approval, approval_detail, calls, contract_call, revocation};
 pub use compose::Shown;
 pub use cvm::{Detail, cvm, flat, hosted, machine_info};
 pub use logs::{container_log_url, log_urls, signature_holds, syslog_url};

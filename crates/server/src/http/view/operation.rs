@@ -41,6 +41,7 @@ pub fn operation(app: &App, operation: &Operation) -> Result<wire::Operation> {
         diff: operation.diff.iter().cloned().map(Into::into).collect(),
         reason,
         put_back,
+        revocation: super::revocation(app, operation)?,
         downtime_ms: operation.downtime_ms,
         created_at: operation.created_at,
         ended_at: operation.state.ended_at(),

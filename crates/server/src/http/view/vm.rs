@@ -23,6 +23,10 @@ pub fn vm(app: &App, cvm: &Cvm, spec: &Spec, version: ApiVersion) -> Result<wire
         (cvm.id.into(), cvm.user_id.into())
     };
     let contract = app.config.kms_is_contract_owned(&cvm.kms).then(|| format!("0x{}", cvm.app_id));
+    let deployer = match &contract {
+        Some(_) => app.store.app(cvm.workspace_id, &cvm.app_id)?.deployer,
+        None => None,
+    };
     Ok(wire::Vm {
         id,
         name: cvm.name.clone(),
@@ -47,7 +51,7 @@ pub fn vm(app: &App, cvm: &Cvm, spec: &Spec, version: ApiVersion) -> Result<wire
         created_at: cvm.created_at,
         encrypted_env_pubkey: env_public_key(app, &cvm.app_id),
         app_auth_contract_address: contract,
-        deployer_address: None,
+        deployer_address: deployer,
         public_sysinfo: Some(shown.flag(Flag::PublicSysinfo)),
         public_logs: Some(shown.flag(Flag::PublicLogs)),
         public_tcbinfo: Some(shown.flag(Flag::PublicTcbinfo)),

@@ -64,6 +64,7 @@ CREATE TABLE app (
   workspace_id INTEGER NOT NULL REFERENCES workspace,
   name         TEXT NOT NULL,
   kms          TEXT NOT NULL,                  -- slug of the key service
+  deployer     TEXT,                           -- who deployed its contract, as the client said
   cvm_count    INTEGER NOT NULL DEFAULT 0,
   created_at   INTEGER NOT NULL
 ) STRICT;
@@ -229,12 +230,16 @@ CREATE UNIQUE INDEX provision_key ON provision (workspace_id, ifnull(cvm_id, 0),
 
 CREATE TABLE approval (
   id            BLOB PRIMARY KEY,
-  cvm_id        INTEGER NOT NULL REFERENCES cvm,
+  cvm_id        INTEGER NOT NULL REFERENCES cvm, -- of a replica: the CVM that it is made after
+  purpose       TEXT NOT NULL CHECK (purpose IN ('update', 'replica')),
   compose_hash  BLOB NOT NULL,
   patch         TEXT NOT NULL,                 -- JSON, sparse, as accepted
   base_revision INTEGER NOT NULL,
   state         TEXT NOT NULL CHECK (state IN ('open', 'committed', 'superseded', 'expired', 'cancelled')),
   token_hash    BLOB,                          -- only of prepare-only ones
+  auto_user     INTEGER,                       -- who switched auto-commit on,
+  auto_key      INTEGER,                       -- and with which key
+  attention     TEXT,                          -- why auto-commit waits for somebody
   op            BLOB,
   evidence      TEXT,                          -- JSON
   user_id       INTEGER NOT NULL,
@@ -242,8 +247,23 @@ CREATE TABLE approval (
   expires_at    INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX approval_age ON approval (expires_at);
+CREATE INDEX approval_open ON approval (expires_at) WHERE state = 'open';
+CREATE INDEX approval_auto ON approval (id) WHERE state = 'open' AND auto_key IS NOT NULL AND attention IS NULL;
 CREATE INDEX approval_of_cvm ON approval (cvm_id, compose_hash);
 CREATE UNIQUE INDEX approval_token ON approval (token_hash) WHERE token_hash IS NOT NULL;
+
+-- What apps' contracts reported of compose hashes, as far as it was read.
+CREATE TABLE app_log (
+  app      INTEGER PRIMARY KEY REFERENCES app,
+  next     INTEGER NOT NULL,                   -- the block from which reading goes on
+  complete INTEGER NOT NULL                    -- the head was reached
+) STRICT;
+
+CREATE TABLE app_hash (
+  app          INTEGER NOT NULL REFERENCES app,
+  compose_hash BLOB NOT NULL,
+  PRIMARY KEY (app, compose_hash)
+) STRICT, WITHOUT ROWID;
 
 -- Answers kept for repeated requests.
 CREATE TABLE idempotency (

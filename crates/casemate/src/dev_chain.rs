@@ -1,0 +1,209 @@
+//! The chain of `casemate dev`: one that already runs, or an anvil of its own with our contracts on it.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use casemate_chain::dev::{ACCOUNTS, Anvil, DevChain, find_anvil};
+use casemate_chain::{RpcUrl, checksummed};
+use casemate_server::app::App;
+use casemate_server::config::{ChainConfig, Config, ContractKms};
+use casemate_server::error::Source;
+use casemate_types::ids::Address;
+use clap::Args;
+use serde_json::{Value, json};
+
+/// Options of `casemate dev` about a chain.
+#[derive(Args)]
+pub(crate) struct ChainOptions {
+    /// A chain whose contracts govern keys: off, anvil (started here), or the URL of a node
+    #[arg(long, default_value = "off", value_name = "off|anvil|URL")]
+    chain: Which,
+    /// With a URL: the contract of the key service on that chain
+    #[arg(long, value_name = "ADDRESS")]
+    kms_contract: Option<Address>,
+    /// Blocks that a transaction has to be deep, itself included
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    confirmations: u64,
+    /// With anvil: what the chain calls itself. 8453 lets clients take it for Base
+    #[arg(long, default_value_t = 31337, value_name = "ID")]
+    chain_id: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Which {
+    Off,
+    Anvil,
+    At(RpcUrl),
+}
+
+impl FromStr for Which {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "anvil" => Ok(Self::Anvil),
+            url => {
+                url.parse().map(Self::At).map_err(|error| format!("should be off, anvil or a URL; {error}"))
+            }
+        }
+    }
+}
+
+/// A chain that is ready.
+pub(crate) struct Ready {
+    chain: DevChain,
+    kms: ContractKms,
+    wallet: Option<Address>,
+    _anvil: Option<Anvil>,
+}
+
+impl ChainOptions {
+    /// Reaches or starts the chain, and puts its key service into the settings.
+    pub(crate) async fn open(&self, data: &Path, config: &mut Config) -> Result<Option<Ready>, Source> {
+        let (chain, anvil, contracts) = match (&self.chain, self.kms_contract) {
+            (Which::Off, None) => return Ok(None),
+            (Which::Off | Which::Anvil, Some(_)) => {
+                return Err(
+                    "--kms-contract is for a chain that already runs; give its URL with --chain".into()
+                );
+            }
+            (Which::At(_), None) => {
+                return Err(
+                    "--kms-contract is needed with --chain URL: the contract of the key service".into()
+                );
+            }
+            (Which::At(url), Some(contract)) => {
+                let id = chain_id(&DevChain::new(0, url.clone())).await?;
+                let chain = DevChain::new(id, url.clone());
+                if !has_code(&chain, contract).await? {
+                    return Err(format!("there is no contract at 0x{contract} on chain {id}").into());
+                }
+                (chain, None, (contract, None))
+            }
+            (Which::Anvil, None) => {
+                let anvil = self.anvil(data).await?;
+                let chain = DevChain::new(self.chain_id, anvil.chain.rpc_url());
+                let contracts = contracts(&chain, data).await?;
+                (chain, Some(anvil), contracts)
+            }
+        };
+        let id = chain.chain_id();
+        let slug = match id {
+            1 => "ethereum".to_owned(),
+            8453 => "base".to_owned(),
+            31337 => "anvil".to_owned(),
+            other => format!("chain-{other}"),
+        };
+        let kms = ContractKms::new(&slug, id, &contracts.0.to_string())?;
+        config.contract_kms.push(kms.clone());
+        config.chains.push(ChainConfig {
+            chain_id: id,
+            rpc_urls: vec![chain.rpc_url()],
+            confirmations: self.confirmations,
+            from_block: 0,
+            public_rpc_url: Some(chain.url()),
+            blocks_on_demand: true,
+        });
+        Ok(Some(Ready { chain, kms, wallet: contracts.1, _anvil: anvil }))
+    }
+
+    async fn anvil(&self, data: &Path) -> Result<Anvil, Source> {
+        let installed =
+            [data.join("npm/node_modules"), "node_modules".into(), PathBuf::from("tests/js/node_modules")];
+        let (named, path) = (std::env::var_os("ANVIL_BIN"), std::env::var_os("PATH"));
+        let program = find_anvil(named.as_deref(), path.as_deref(), &installed)
+            .map_err(|error| format!("{error}; `make dev CHAIN=anvil` installs it"))?;
+        std::fs::create_dir_all(data)?;
+        // Kept with everything else: started again, it is the same chain.
+        let state = data.join(format!("anvil-{}.json", self.chain_id));
+        let state = state.to_str().ok_or("the data folder's name is not UTF-8")?;
+        Ok(Anvil::start(&program, self.chain_id, 0, &["--state", state, "--state-interval", "2"]).await?)
+    }
+}
+
+/// The key service's contract and the test wallet: those of the last time, if the chain still has them.
+async fn contracts(chain: &DevChain, data: &Path) -> Result<(Address, Option<Address>), Source> {
+    let file = data.join(format!("contracts-{}.json", chain.chain_id()));
+    let known = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    let known = known.and_then(|known| {
+        let address = |name: &str| known[name].as_str()?.parse::<Address>().ok();
+        Some((address("kms")?, address("wallet")?))
+    });
+    if let Some((kms, wallet)) = known
+        && has_code(chain, kms).await?
+    {
+        return Ok((kms, Some(wallet)));
+    }
+    let made = chain.deploy(&[], "").await?;
+    std::fs::write(file, json!({ "kms": made.kms, "wallet": made.wallet }).to_string())?;
+    Ok((made.kms, Some(made.wallet)))
+}
+
+async fn chain_id(chain: &DevChain) -> Result<u64, Source> {
+    let answer = chain.call("eth_chainId", json!([])).await?;
+    let digits = answer.as_str().and_then(|text| text.strip_prefix("0x")).unwrap_or_default();
+    u64::from_str_radix(digits, 16).map_err(|_| "the node does not say which chain it is of".into())
+}
+
+async fn has_code(chain: &DevChain, at: Address) -> Result<bool, Source> {
+    let code = chain.call("eth_getCode", json!([format!("0x{at}"), "latest"])).await?;
+    Ok(code.as_str().is_some_and(|code| code.len() > 2))
+}
+
+impl Ready {
+    /// Lets the key service's contract, if it is ours, allow the OS images of all nodes.
+    pub(crate) async fn allow_images(&self, app: &App) -> Result<(), Source> {
+        if self.wallet.is_none() {
+            return Ok(());
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for node in app.nodes.values() {
+            for image in &node.facts().images {
+                let Ok(hash) = image.os_image_hash.parse::<casemate_types::ids::ComposeHash>() else {
+                    continue;
+                };
+                if seen.insert(hash) {
+                    self.chain.allow_os_image(self.kms.address(), hash.0).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lines of the environment file: what clients read for a chain.
+    pub(crate) fn env(&self) -> String {
+        let mut lines = format!("export ETH_RPC_URL={}\n", self.chain.url());
+        if self.wallet.is_some() {
+            lines.push_str(&format!("export PRIVATE_KEY=0x{}\n", ACCOUNTS[0].key));
+        }
+        lines
+    }
+
+    /// What to know about it.
+    pub(crate) fn told(&self, env: &Path) -> String {
+        let kms = &self.kms;
+        let kind = if kms.chain_id == 8453 { "base" } else { "ethereum" };
+        let mut text = format!(
+            "\n  Chain      {}, id {}\n  KMS        slug {}, contract {}; its keys lie with this server (custody: operator)",
+            self.chain.url(),
+            kms.chain_id,
+            kms.slug,
+            checksummed(kms.address())
+        );
+        if let Some(wallet) = self.wallet {
+            let owners = ACCOUNTS.map(|account| checksummed(account.address)).join(", ");
+            text.push_str(&format!(
+                "\n  Account    {} with test money, its key in {} as PRIVATE_KEY (a published test key: worth nothing elsewhere)\
+                 \n  Multisig   {}, two of {owners}\n\nRehearse an update that a contract has to allow:\n  . {}\n  \
+                 phala deploy -n web-one -c docker-compose.yml --kms {kind} --rpc-url \"$ETH_RPC_URL\" --private-key \"$PRIVATE_KEY\"\n  \
+                 phala deploy --cvm-id web-one -c docker-compose.yml --prepare-only   # prints the page to approve it on",
+                checksummed(ACCOUNTS[0].address),
+                env.display(),
+                checksummed(wallet),
+                env.display()
+            ));
+        }
+        text
+    }
+}

@@ -1,0 +1,163 @@
+//! Approvals as the wire shows them, and the calls that contracts' owners make.
+
+use casemate_chain::{Action, checksummed, safe_batch};
+use casemate_types::error::OnchainStatus;
+use casemate_types::ids::AppId;
+use casemate_types::wire;
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::cvm::plan::{self, Plan};
+use crate::cvm::spec::Spec;
+use crate::cvm::state::Cvm;
+use crate::error::{Error, Resource, Result};
+use crate::kms;
+use crate::store::{Approval, ApprovalState, Purpose};
+use crate::workflow::operation::Operation;
+use crate::workflow::{allowance, approval as workflow, onchain, replica};
+
+/// One approval.
+///
+/// # Errors
+/// Those of the store.
+pub fn approval(app: &App, cvm: &Cvm, approval: &Approval) -> wire::Approval {
+    let overdue = approval.state == ApprovalState::Open && approval.expires_at <= app.clock.now();
+    wire::Approval {
+        id: approval.id.to_string(),
+        cvm_id: approval.cvm.clone(),
+        cvm_name: cvm.name.clone(),
+        purpose: approval.purpose.as_str().to_owned(),
+        state: if overdue { ApprovalState::Expired } else { approval.state }.as_str().into(),
+        compose_hash: approval.compose_hash,
+        app_id: cvm.app_id,
+        author: approval.username.clone(),
+        auto_commit: approval.auto.is_some(),
+        needs_attention: approval.attention.clone(),
+        correlation_id: match approval.state {
+            ApprovalState::Committed(op) => Some(op),
+            _ => None,
+        },
+        created_at: approval.created_at,
+        expires_at: approval.expires_at,
+    }
+}
+
+/// One approval, with what is needed to decide about it. Asks the chain.
+///
+/// # Errors
+/// Those of the store; the key service is no longer configured.
+pub async fn approval_detail(app: &App, found: &Approval) -> Result<wire::ApprovalDetail> {
+    let cvm = workflow::cvm_of(app, found)?;
+    let kms = app.config.contract_kms(&cvm.kms).ok_or(Error::NotFound { what: Resource::Kms })?;
+    let base = app.store.spec(cvm.id, found.base_revision)?;
+    let (target, node_id, problem) = match found.purpose {
+        Purpose::Replica => {
+            let (spec, node_id) = replica::waiting(found)?;
+            (Some(spec), node_id, None)
+        }
+        Purpose::Update => match workflow::planned(app, &cvm, found) {
+            Ok(Some(Plan::Steps(steps))) => {
+                (Some(steps.spec), cvm.node_id, workflow::obstacle(app, &cvm, found)?)
+            }
+            Ok(_) => (Some(base.clone()), cvm.node_id, None),
+            Err(error) => (None, cvm.node_id, Some(error.to_string())),
+        },
+    };
+    let device_id = onchain::device(app, node_id)?;
+    let subject = casemate_chain::Subject { app_id: cvm.app_id, compose_hash: found.compose_hash, device_id };
+    let onchain_status = onchain::known_status(app, &cvm.kms, subject).await;
+    let actions = [Action::AddComposeHash(found.compose_hash), Action::AddDevice(device_id)];
+    let calls = needed(cvm.app_id, actions, onchain_status);
+    let missing: Vec<_> = actions
+        .into_iter()
+        .zip(&calls)
+        .filter(|(_, call)| call.needed != Some(false))
+        .map(|(action, _)| action)
+        .collect();
+    Ok(wire::ApprovalDetail {
+        approval: approval(app, &cvm, found),
+        diff: target.as_ref().map(|target| diff(cvm.app_id, &base, target)).unwrap_or_default(),
+        problem,
+        app_compose: target.as_ref().map(|target| target.compose.text.to_string()),
+        kms: kms::kms_info(app, &cvm.kms),
+        chain_id: kms.chain_id,
+        contract: checksummed(cvm.app_id),
+        device_id,
+        onchain_status,
+        calls,
+        safe_batch: batch(app, kms.chain_id, &format!("{}: allow an update", cvm.name), cvm.app_id, &missing),
+    })
+}
+
+fn needed(app_id: AppId, actions: [Action; 2], status: Option<OnchainStatus>) -> Vec<wire::ContractCall> {
+    let [hash, device] = actions.map(|action| contract_call(app_id, action));
+    vec![
+        wire::ContractCall { needed: status.map(|status| !status.compose_hash_allowed), ..hash },
+        wire::ContractCall { needed: status.map(|status| !status.device_id_allowed), ..device },
+    ]
+}
+
+fn batch(app: &App, chain_id: u64, name: &str, app_id: AppId, actions: &[Action]) -> Value {
+    let calls: Vec<_> = actions.iter().map(|action| (app_id, *action)).collect();
+    let now = u64::try_from(app.clock.now().as_millisecond()).unwrap_or_default();
+    safe_batch(chain_id, now, name, &calls)
+}
+
+/// What changes, for people: texts as they are, of the environment the names.
+fn diff(app_id: AppId, base: &Spec, target: &Spec) -> Vec<wire::Diff> {
+    let (old, new) = (base.compose.parsed(), target.compose.parsed());
+    let text = |field: &str, before: Value, after: Value| match field {
+        "encrypted_env" => (json!(old.allowed_envs()), json!(new.allowed_envs())),
+        _ => match (old.as_map().get(field), new.as_map().get(field)) {
+            (None, None) => (before, after),
+            (before, after) => (before.cloned().unwrap_or_default(), after.cloned().unwrap_or_default()),
+        },
+    };
+    plan::diff(&app_id, base, target)
+        .into_iter()
+        .filter(|change| change.field != "instance_id")
+        .map(|change| {
+            let (from, to) = text(&change.field, change.from, change.to);
+            wire::Diff { field: change.field, from, to }
+        })
+        .collect()
+}
+
+/// A call of an app's contract.
+pub fn contract_call(app_id: AppId, action: Action) -> wire::ContractCall {
+    let (function, _, argument) = action.spelled();
+    wire::ContractCall {
+        function: function.to_owned(),
+        argument,
+        to: checksummed(app_id),
+        data: format!("0x{}", hex::encode(action.calldata())),
+        needed: None,
+    }
+}
+
+/// Calls of an app's contract.
+pub fn calls(app_id: AppId, actions: &[Action]) -> Vec<wire::ContractCall> {
+    actions.iter().map(|action| contract_call(app_id, *action)).collect()
+}
+
+/// How to take the hash back that an operation took out of use, if it did.
+///
+/// # Errors
+/// Those of the store.
+pub fn revocation(app: &App, operation: &Operation) -> Result<Option<wire::Revocation>> {
+    let Some((cvm, hash)) = allowance::superseded(app, operation)? else { return Ok(None) };
+    let Some(kms) = app.config.contract_kms(&cvm.kms) else { return Ok(None) };
+    let actions = allowance::removals(&[hash]);
+    Ok(Some(wire::Revocation {
+        chain_id: kms.chain_id,
+        compose_hashes: vec![hash],
+        calls: calls(cvm.app_id, &actions),
+        safe_batch: batch(
+            app,
+            kms.chain_id,
+            &format!("{}: forbid what it no longer runs", cvm.name),
+            cvm.app_id,
+            &actions,
+        ),
+    }))
+}

@@ -1,0 +1,164 @@
+//! Auto-commit: the server looks at contracts itself and commits what they have come to allow, in the name of the person who
+//! asked for that.
+//!
+//! What is to be committed is in the store, so a new process goes on where the last one was. One question per chain and round
+//! asks about everything; what is allowed and confirmed then takes the same road as any other commit, proof included, so a
+//! token and this cannot both carry one approval out.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use casemate_types::patch::TxProof;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::approval::{self, Committed};
+use super::{allowance, onchain};
+use crate::app::App;
+use crate::auth::Author;
+use crate::error::{Error, ProofCheck, Result};
+use crate::store::{Approval, ApprovalState, Auto, AutoBy, Purpose};
+
+/// How often contracts are looked at.
+pub const EVERY: Duration = Duration::from_secs(15);
+
+/// Most approvals that are read from the store at a time.
+const AT_ONCE: usize = 500;
+
+/// Looks until `stop` is cancelled.
+pub async fn run(app: App, stop: CancellationToken) {
+    while stop.run_until_cancelled(app.clock.sleep(EVERY)).await.is_some() {
+        if stop.run_until_cancelled(once(&app)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// One round: ends what has expired, commits what is allowed, reads on in logs that are being read.
+pub async fn once(app: &App) {
+    if let Err(error) = expire(app).await {
+        tracing::warn!(%error, "approvals whose time is over are still open");
+    }
+    if let Err(error) = commit_allowed(app).await {
+        tracing::warn!(%error, "approvals that wait for auto-commit could not be looked at");
+    }
+    if let Err(error) = allowance::read_on(app).await {
+        tracing::warn!(%error, "contracts' logs could not be read");
+    }
+}
+
+async fn expire(app: &App) -> Result<()> {
+    while app.store.approvals_expire(app.clock.now()).await? > 0 {}
+    Ok(())
+}
+
+async fn commit_allowed(app: &App) -> Result<()> {
+    let mut by_kms: BTreeMap<String, Vec<(Approval, AutoBy, casemate_chain::Subject)>> = BTreeMap::new();
+    let mut after = Uuid::nil();
+    loop {
+        let found = app.store.approvals_to_commit(after, app.clock.now(), AT_ONCE)?;
+        let Some(last) = found.last() else { break };
+        after = last.id;
+        for approval in found {
+            match waiting(app, &approval) {
+                Ok((kms, by, subject)) => by_kms.entry(kms).or_default().push((approval, by, subject)),
+                Err(error) => tracing::debug!(approval.id = %approval.id, %error, "not looked at"),
+            }
+        }
+    }
+    // Key services on one chain share a question.
+    let mut by_chain: BTreeMap<u64, Vec<_>> = BTreeMap::new();
+    for (kms, waiting) in by_kms {
+        let Some(chain_id) = app.config.contract_kms(&kms).map(|kms| kms.chain_id) else { continue };
+        let entry = by_chain.entry(chain_id).or_default();
+        entry.extend(waiting.into_iter().map(|one| (kms.clone(), one)));
+    }
+    for (chain_id, waiting) in by_chain {
+        if let Err(error) = commit_on_chain(app, waiting).await {
+            tracing::warn!(chain_id, %error, "a chain could not be asked what it allows");
+        }
+    }
+    Ok(())
+}
+
+fn waiting(app: &App, approval: &Approval) -> Result<(String, AutoBy, casemate_chain::Subject)> {
+    let by =
+        approval.auto.ok_or_else(|| Error::internal("read who switched auto-commit on")("nobody".into()))?;
+    let cvm = approval::cvm_of(app, approval)?;
+    let node_id = match approval.purpose {
+        Purpose::Update => cvm.node_id,
+        Purpose::Replica => super::replica::waiting(approval)?.1,
+    };
+    let subject = casemate_chain::Subject {
+        app_id: cvm.app_id,
+        compose_hash: approval.compose_hash,
+        device_id: onchain::device(app, node_id)?,
+    };
+    Ok((cvm.kms, by, subject))
+}
+
+async fn commit_on_chain(
+    app: &App,
+    waiting: Vec<(String, (Approval, AutoBy, casemate_chain::Subject))>,
+) -> Result<()> {
+    let Some((kms, _)) = waiting.first() else { return Ok(()) };
+    let Some(contract) = onchain::contract(app, kms)? else { return Ok(()) };
+    let subjects: Vec<_> = waiting.iter().map(|(_, (_, _, subject))| *subject).collect();
+    let standings = contract.standings(&subjects).await?;
+    for ((_, (approval, by, _)), standing) in waiting.into_iter().zip(standings) {
+        if standing.confirmed {
+            commit_one(app, &approval, by).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Commits one approval, or notes why that needs somebody.
+async fn commit_one(app: &App, approval: &Approval, by: AutoBy) -> Result<()> {
+    if let Some(why) = no_longer_may(app, approval, by)? {
+        return set(app, approval, Auto::Refused(why)).await;
+    }
+    let author = Author { user_id: by.user_id, key_id: Some(by.key_id), request_id: None };
+    match approval::commit_as_asked(app, approval, TxProof::StateOnly, author, None).await {
+        Ok(Committed::Update(accepted)) => {
+            let op = accepted.operation.id;
+            tracing::info!(cvm.id = approval.cvm_id, op.id = %op, approval.id = %approval.id, "committed by itself");
+            Ok(())
+        }
+        Ok(Committed::Replica(created)) => {
+            tracing::info!(cvm.id = created.cvm.id, approval.id = %approval.id, "replica made by itself");
+            Ok(())
+        }
+        // The CVM is busy, or something does not answer: the next round tries again.
+        Err(error) if error.is_transient() => Ok(()),
+        // It was allowed a moment ago; the next round looks again.
+        Err(Error::Proof { check: ProofCheck::Contract | ProofCheck::Transaction, .. }) => Ok(()),
+        Err(error) => {
+            let open = app.store.approval(approval.id)?;
+            if open.is_some_and(|approval| approval.state == ApprovalState::Open) {
+                return set(app, approval, Auto::NeedsAttention(error.to_string())).await;
+            }
+            // Somebody else was quicker.
+            Ok(())
+        }
+    }
+}
+
+/// Why the person who switched it on may not do it any more.
+fn no_longer_may(app: &App, approval: &Approval, by: AutoBy) -> Result<Option<String>> {
+    let Some(key) = app.store.key_actor(by.key_id, app.clock.now())? else {
+        return Ok(Some("the API key that switched auto-commit on was revoked or has expired".into()));
+    };
+    let cvm = approval::cvm_of(app, approval)?;
+    Ok(match key.workspace_id == cvm.workspace_id && key.scopes.write {
+        true => None,
+        false => Some("the API key that switched auto-commit on may no longer change this CVM".into()),
+    })
+}
+
+async fn set(app: &App, approval: &Approval, auto: Auto) -> Result<()> {
+    match app.store.approval_auto(approval.id, auto, None, app.clock.now(), None).await {
+        Ok(_) | Err(crate::store::Error::ApprovalClosed) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

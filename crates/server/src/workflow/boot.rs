@@ -1,0 +1,30 @@
+//! May this machine get its keys? The embedded key service asks the contract, as one in a TEE would, before anything boots.
+
+use super::onchain;
+use super::operation::{FailCode, FailReason};
+use super::step::{self, Trouble};
+use crate::app::{App, Node};
+use crate::store::Work;
+
+/// Ends in trouble if the contract of the machine's key service does not let it boot.
+///
+/// A chain that does not answer is waited for: the machine is down by now, and a yes that nobody gave is none.
+pub async fn allowed(app: &App, node: &Node, work: &Work) -> Result<(), Trouble> {
+    let asked = async {
+        match onchain::contract(app, &work.cvm.kms)? {
+            None => Ok(None),
+            Some(contract) => contract.boot_refusal(&node.facts(), work).await,
+        }
+    };
+    match asked.await {
+        Ok(None) => Ok(()),
+        Ok(Some(reason)) => {
+            let message = format!("the key service gives it no keys; its contract says: {reason}");
+            Err(Trouble::Fail(FailReason { code: FailCode::BootFailed, message }))
+        }
+        Err(error) => {
+            let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            Err(step::away(app, &work.operation, "the chain", format!("{error}: {source}")))
+        }
+    }
+}

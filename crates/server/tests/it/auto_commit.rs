@@ -1,0 +1,243 @@
+//! Auto-commit: the server looks at the contract itself, and acts as the person who asked for that.
+
+use std::time::Duration;
+
+use casemate_server::cvm::state::Status;
+use casemate_server::driver::Driver;
+use casemate_server::workflow::auto_commit::once;
+use casemate_testkit::{Interrupter, Interruption, Place, Recorder, compose};
+use casemate_types::ids::ComposeHash;
+use serde_json::{Value, json};
+
+use crate::approvals::{DAY, Stage, detail, hash, text};
+use crate::client::Client;
+
+/// Asks for an update that is to be committed by itself: its hash, and the approval's path.
+async fn ask(stage: &Stage, client: &Client, body: Value) -> (ComposeHash, String) {
+    let answer = client.header("x-auto-commit", "true").patch(&stage.path(""), body).await;
+    assert_eq!(detail(&answer, "auto_commit"), true);
+    (hash(&answer), format!("/approvals/{}", text(&detail(&answer, "approval_id"))))
+}
+
+async fn kinds(stage: &Stage) -> Vec<String> {
+    let audit = stage.client.json("/audit?limit=500").await;
+    audit["items"].as_array().expect("a list").iter().map(|event| text(&event["kind"])).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_allowed_is_committed_by_itself() {
+    let stage = Stage::start().await;
+    let (asked, path) = ask(&stage, &stage.client, json!({ "docker_compose_file": compose("web:2") })).await;
+    let boots = stage.boots().await;
+    once(&stage.world.app).await;
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Running, boots));
+    stage.chain.set_down(true);
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json(&path).await["onchain_status"], Value::Null);
+    stage.chain.set_down(false);
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.chain.forbid_device(stage.cvm.app_id, &stage.device());
+    once(&stage.world.app).await;
+    assert_eq!(stage.now().open, None, "the device is not allowed");
+    stage.chain.allow_device(stage.cvm.app_id, &stage.device());
+    once(&stage.world.app).await;
+    let approval = stage.client.json(&path).await;
+    assert_eq!(approval["state"], "committed");
+    once(&stage.world.app).await;
+    stage.world.settle().await;
+    assert_eq!((stage.hash_of(stage.now().revision), stage.boots().await), (asked, boots + 1));
+    let operation = stage.client.json(&format!("/operations/{}", text(&approval["correlation_id"]))).await;
+    assert_eq!(operation["status"], "succeeded");
+    // And how to take back what it no longer runs.
+    let before = stage.hash_of(1);
+    assert_eq!(operation["revocation"]["compose_hashes"], json!([before]));
+    assert_eq!(operation["revocation"]["calls"][0]["data"], format!("0x67b3f22c{before}"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_cvm_is_tried_again_and_one_that_is_off_stays_off() {
+    let stage = Stage::start().await;
+    let (asked, path) = ask(&stage, &stage.client, json!({ "public_logs": false })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.client.post(&stage.path("/stop"), json!({})).await.expect(200);
+    once(&stage.world.app).await;
+    let approval = stage.client.json(&path).await;
+    assert_eq!((&approval["state"], approval.get("needs_attention")), (&json!("open"), None));
+    stage.world.settle().await;
+    let boots = stage.boots().await;
+    once(&stage.world.app).await;
+    stage.world.settle().await;
+    assert_eq!(stage.client.json(&path).await["state"], "committed");
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Stopped, boots));
+    assert_eq!(stage.hash_of(stage.now().revision), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_committed_in_the_name_of_who_may_no_longer_do_it() {
+    let stage = Stage::start().await;
+    let made =
+        stage.client.post("/keys", json!({ "name": "other", "scopes": "read,write" })).await.expect(201);
+    let other = stage.client.with_key(&text(&made["key"]));
+    let (asked, path) = ask(&stage, &other, json!({ "public_logs": false })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.client.delete(&format!("/keys/{}", text(&made["id"]))).await.expect(204);
+    once(&stage.world.app).await;
+    let approval = stage.client.json(&path).await;
+    assert_eq!((&approval["state"], &approval["auto_commit"]), (&json!("open"), &json!(false)));
+    assert!(text(&approval["needs_attention"]).contains("revoked"), "{approval}");
+    assert!(kinds(&stage).await.contains(&"approval.auto_commit_refused".to_owned()));
+    assert_eq!(stage.now().open, None);
+    // Somebody who may can switch it on again, in their own name.
+    let on = stage.client.post(&format!("{path}/auto-commit"), json!({})).await.expect(200);
+    assert_eq!((&on["auto_commit"], on.get("needs_attention")), (&json!(true), None));
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json(&path).await["state"], "committed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_base_that_changed_needs_somebody_and_restarts_nothing() {
+    let stage = Stage::start().await;
+    let (asked, path) = ask(&stage, &stage.client, json!({ "public_logs": false, "vcpu": 2 })).await;
+    stage.client.patch(&stage.path(""), json!({ "vcpu": 3 })).await.expect(202);
+    stage.world.settle().await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    let boots = stage.boots().await;
+    once(&stage.world.app).await;
+    once(&stage.world.app).await;
+    stage.world.settle().await;
+    let approval = stage.client.json(&path).await;
+    assert_eq!(approval["state"], "open");
+    assert!(text(&approval["needs_attention"]).contains("vcpu"), "{approval}");
+    assert_eq!(stage.boots().await, boots);
+    let seen = kinds(&stage).await;
+    assert_eq!(seen.iter().filter(|kind| *kind == "approval.needs_attention").count(), 1, "said once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_and_auto_commit_make_one_operation() {
+    let stage = Stage::start().await;
+    let client = stage.client.header("x-prepare-only", "true").header("x-auto-commit", "true");
+    let answer = client.patch(&stage.path(""), json!({ "public_logs": false })).await;
+    let (asked, token) = (hash(&answer), text(&detail(&answer, "commit_token")));
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    let boots = stage.boots().await;
+    let (committed, ()) = tokio::join!(stage.commit(&token, "", ""), once(&stage.world.app));
+    stage.world.settle().await;
+    let known = stage.client.json("/operations").await["items"].as_array().expect("a list").len();
+    assert_eq!(known, 2, "the creation and one update");
+    assert_eq!(stage.boots().await, boots + 1);
+    assert!([202, 400, 409].contains(&committed.status.as_u16()), "{}", committed.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_survives_a_restart_and_ends_at_expiry() {
+    let stage = Stage::start().await;
+    let (_, path) = ask(&stage, &stage.client, json!({ "public_logs": false })).await;
+    let (later, second) = ask(&stage, &stage.client, json!({ "public_sysinfo": false })).await;
+    stage.world.clock.sleep(7 * DAY - Duration::from_secs(60)).await;
+    stage.chain.allow_hash(stage.cvm.app_id, later);
+    // A process that knows nothing but the store.
+    let again = stage.world.restarted().await;
+    once(&again).await;
+    stage.world.settle().await;
+    assert_eq!(stage.client.json(&second).await["state"], "committed");
+    stage.world.clock.sleep(Duration::from_secs(61)).await;
+    assert_eq!(stage.client.json(&path).await["state"], "expired", "also before anybody has swept");
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json("/approvals?state=expired").await["items"][0]["state"], "expired");
+    assert!(kinds(&stage).await.contains(&"approval.expired".to_owned()));
+    let on = stage.client.post(&format!("{path}/auto-commit"), json!({})).await;
+    assert_eq!(on.expect(409)["error_code"], "ERR-02-008");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_is_made_by_itself() {
+    let stage = Stage::start().await;
+    stage.chain.forbid_device(stage.cvm.app_id, &stage.device());
+    let client = stage.client.header("x-auto-commit", "true");
+    let answer = client.post(&stage.path("/replicas"), json!({})).await;
+    let path = format!("/approvals/{}", text(&detail(&answer, "approval_id")));
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json(&path).await["state"], "open");
+    stage.chain.allow_device(stage.cvm.app_id, &stage.device());
+    once(&stage.world.app).await;
+    stage.world.settle().await;
+    assert_eq!(stage.client.json(&path).await["state"], "committed");
+    let machines = stage.world.sim.inventory().await.expect("the node answers");
+    assert_eq!(machines.len(), 2);
+}
+
+/// Who commits in a sweep.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    Hash,
+    Token,
+    Itself,
+}
+
+/// Commits an update while its operation is interrupted everywhere: one restart, one operation, and never a lost approval.
+async fn sweep(by: By, how: Interruption) {
+    for place in places(by).await {
+        let what = format!("{by:?} with {how:?} at {place:?}");
+        let (stage, path) = committed(by).await;
+        let before = stage.world.sim.effects(stage.cvm.vm_uuid).len();
+        let interrupter = Interrupter::new(&stage.world, place, how);
+        stage.world.settle_with(&interrupter).await;
+        // Whoever asks again, and whoever looks again, makes no second one.
+        let again = stage.world.restarted().await;
+        once(&again).await;
+        stage.world.settle().await;
+        assert!(interrupter.has_struck(), "{what}");
+        assert_eq!(
+            stage.world.sim.effects(stage.cvm.vm_uuid)[before..],
+            ["stop", "apply", "start"],
+            "{what}"
+        );
+        assert_eq!(stage.client.json(&path).await["state"], "committed", "{what}");
+        let operations = stage.client.json("/operations").await;
+        assert_eq!(operations["items"].as_array().map(Vec::len), Some(2), "{what}");
+        assert_eq!(operations["items"][0]["status"], "succeeded", "{what}");
+        stage.world.assert_accounts().await;
+    }
+}
+
+/// A CVM with an approval that was just committed.
+async fn committed(by: By) -> (Stage, String) {
+    let stage = Stage::start().await;
+    let body = json!({ "docker_compose_file": compose("web:2"), "memory": 4096 });
+    let client = match by {
+        By::Hash => stage.client.header("x-other", "none"),
+        By::Token => stage.client.header("x-prepare-only", "true"),
+        By::Itself => stage.client.header("x-auto-commit", "true"),
+    };
+    let answer = client.patch(&stage.path(""), body).await;
+    let (asked, id) = (hash(&answer), text(&detail(&answer, "approval_id")));
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    match by {
+        By::Hash => drop(stage.confirm(asked, "").await.expect(202)),
+        By::Token => {
+            let token = text(&detail(&answer, "commit_token"));
+            stage.commit(&token, "", "").await.expect(202);
+        }
+        By::Itself => once(&stage.world.app).await,
+    }
+    (stage, format!("/approvals/{id}"))
+}
+
+async fn places(by: By) -> Vec<Place> {
+    let (stage, _) = committed(by).await;
+    let recorder = Recorder::default();
+    stage.world.settle_with(&recorder).await;
+    let places = recorder.places();
+    assert!(places.len() >= 10, "{places:?}");
+    places
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_committed_update_survives_every_interruption() {
+    for by in [By::Hash, By::Token, By::Itself] {
+        for how in [Interruption::Crash, Interruption::Late, Interruption::Overtaken] {
+            sweep(by, how).await;
+        }
+    }
+}
