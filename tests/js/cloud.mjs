@@ -21,6 +21,8 @@ export const casemate =
   process.env.CASEMATE_BIN ?? path.resolve(root, process.env.CARGO_TARGET_DIR ?? "target", "debug", "casemate");
 
 const PHALA = fileURLToPath(new URL("node_modules/.bin/phala", import.meta.url));
+/** For clouds with a chain of their own; ANVIL_BIN names another. */
+const ANVIL = process.env.ANVIL_BIN ?? fileURLToPath(new URL("node_modules/.bin/anvil", import.meta.url));
 
 export const COMPOSE = `services:
   web:
@@ -52,6 +54,7 @@ export async function startCloud({ nodes = "sim:1", args = [] } = {}) {
   const ready = watchFor(dir, "dev.env");
   const child = spawn(casemate, ["dev", "--listen", "127.0.0.1:0", "--data", dir, "--nodes", nodes, ...args], {
     stdio: ["ignore", log, log],
+    env: { ...process.env, ANVIL_BIN: ANVIL },
   });
   fs.closeSync(log);
   const exit = once(child, "exit").catch((error) => {
@@ -200,7 +203,8 @@ class Cloud {
   async phalaJson(...args) {
     const { code, stdout, stderr } = await this.phala(...args, "--json");
     assert.equal(code, 0, `phala ${args.join(" ")}: ${stdout}${stderr}`);
-    const answer = JSON.parse(stdout.slice(stdout.indexOf("{")));
+    // Before it there may be logs of a transaction, indented.
+    const answer = JSON.parse(stdout.slice(stdout.search(/^\{/m)));
     assert.equal(answer.success, true);
     return answer;
   }

@@ -1,0 +1,210 @@
+// CVMs whose code a contract has to allow: the official SDK, unmodified, against `casemate dev --chain anvil`. Clients take the
+// chain for Base. What they sign goes to the chain and nowhere else; what the server believes it reads there.
+
+import assert from "node:assert/strict";
+import { writeFile } from "node:fs/promises";
+import { after, before, describe, test } from "node:test";
+import * as sdk from "@phala/cloud";
+import { COMPOSE, seal, sealedHash, startCloud } from "./cloud.mjs";
+
+let cloud;
+let client;
+let chain;
+before(async () => {
+  cloud = await startCloud({ args: ["--chain", "anvil", "--chain-id", "8453"] });
+  client = cloud.client();
+  chain = { chain: sdk.SUPPORTED_CHAINS[8453], rpcUrl: cloud.env.ETH_RPC_URL, privateKey: cloud.env.PRIVATE_KEY };
+});
+after(() => cloud?.stop());
+
+let edition = 0;
+const nextCompose = () => COMPOSE.replace("nginx:alpine", `nginx:1.${++edition}-alpine`);
+
+/** Asserts that `action` is refused with this status. */
+const refused = (status, action) =>
+  assert.rejects(action, (caught) => caught instanceof sdk.PhalaCloudError && caught.status === status);
+
+/** Registers a hash as its app's owner does. */
+const register = (app, composeHash) => sdk.addComposeHash({ ...chain, appId: `0x${app.replace(/^0x/, "")}`, composeHash });
+
+/** A new app with its contract, and its first CVM, running. */
+async function create(name, env) {
+  const keys = env && Object.keys(env);
+  const provision = await client.provisionCvm({
+    name,
+    kms: "BASE",
+    compose_file: { docker_compose_file: COMPOSE, ...(keys && { allowed_envs: keys }) },
+  });
+  assert.equal(provision.app_id, null, "the contract's address is not known yet");
+  const { compose_hash, device_id, kms_info } = provision;
+  assert.equal(kms_info.chain_id, 8453);
+  const contract = await sdk.deployAppAuth({
+    ...chain,
+    kmsContractAddress: kms_info.kms_contract_address,
+    deviceId: device_id,
+    composeHash: compose_hash,
+  });
+  const { public_key } = await client.getAppEnvEncryptPubKey({ kms: kms_info.slug, app_id: contract.appId });
+  const sealed = env && (await seal(env, public_key));
+  const vm = await client.commitCvmProvision({
+    app_id: contract.appId,
+    compose_hash,
+    kms_id: kms_info.slug,
+    contract_address: contract.appAuthAddress,
+    deployer_address: contract.deployer,
+    ...(sealed && { encrypted_env: sealed, env_keys: keys }),
+  });
+  const cvm = await cloud.idle(vm.vm_uuid);
+  assert.deepEqual([cvm.status, cvm.compose_hash], ["running", compose_hash]);
+  return { id: vm.vm_uuid, app: contract.appId, device: device_id, kms: kms_info, compose_hash, public_key, provision };
+}
+
+describe("one party", () => {
+  let mine;
+  before(async () => {
+    mine = await create("one-party", { TOKEN: "first" });
+  });
+
+  test("creation is refused for a contract that does not stand behind it", async () => {
+    const { compose_hash, kms_info, device_id } = await client.provisionCvm({
+      name: "stranger",
+      kms: "BASE",
+      compose_file: { docker_compose_file: nextCompose() },
+    });
+    const create = (contract) =>
+      client.commitCvmProvision({ app_id: contract, contract_address: contract, compose_hash, kms_id: kms_info.slug });
+    await refused(400, () => create(`0x${"12".repeat(20)}`));
+    // An app of the right key service, whose contract has never heard of this hash.
+    const { appId } = await sdk.deployAppAuth({
+      ...chain,
+      kmsContractAddress: kms_info.kms_contract_address,
+      deviceId: device_id,
+      composeHash: "ab".repeat(32),
+    });
+    await refused(468, () => create(appId));
+  });
+
+  test("resources need nobody's yes", async () => {
+    await cloud.proves(mine.id, { changed: { vcpu: 2 } }, async () => {
+      const answer = await sdk.patchCvm(client, { id: mine.id, vcpu: 2 });
+      assert.equal(answer.requiresOnChainHash, false);
+    });
+  });
+
+  test("patchCvm asks, the owner registers, confirmCvmPatch applies: one restart", async () => {
+    const compose = nextCompose();
+    const before = await cloud.observed(mine.id);
+    const ask = await sdk.patchCvm(client, { id: mine.id, docker_compose_file: compose, memory: 4096 });
+    assert.equal(ask.requiresOnChainHash, true);
+    assert.equal((await cloud.observed(mine.id)).boot_count, before.boot_count, "nothing has stopped");
+    const confirm = (transactionHash) =>
+      sdk.confirmCvmPatch(client, { id: mine.id, composeHash: ask.composeHash, transactionHash });
+
+    // Not allowed yet, whatever is said.
+    await refused(468, () => confirm("already-registered"));
+    await refused(466, () =>
+      sdk.confirmCvmPatch(client, { id: mine.id, composeHash: "ab".repeat(32), transactionHash: "already-registered" }),
+    );
+    const registered = await register(ask.appId, ask.composeHash);
+    assert.equal(
+      await sdk.checkComposeHashAllowed({ ...chain, appAddress: mine.app, composeHash: ask.composeHash }),
+      true,
+    );
+    const answer = await cloud.proves(mine.id, { changed: { memory_mb: 4096 }, recomposed: true }, () =>
+      confirm(registered.transactionHash),
+    );
+    const operation = await cloud.operation(answer.correlationId);
+    assert.equal(operation.status, "succeeded");
+    assert.equal((await cloud.observed(mine.id)).compose_hash, ask.composeHash);
+    assert.equal(await client.getCvmDockerCompose({ id: mine.id }), compose);
+  });
+
+  test("a transaction that registers another hash proves nothing", async () => {
+    const other = await sdk.patchCvm(client, { id: mine.id, docker_compose_file: nextCompose() });
+    const { transactionHash } = await register(other.appId, other.composeHash);
+    const ask = await sdk.patchCvm(client, { id: mine.id, docker_compose_file: nextCompose() });
+    await refused(467, () => sdk.confirmCvmPatch(client, { id: mine.id, composeHash: ask.composeHash, transactionHash }));
+    // The approval is as good as before.
+    const registered = await register(ask.appId, ask.composeHash);
+    await cloud.proves(mine.id, { recomposed: true }, () =>
+      sdk.confirmCvmPatch(client, { id: mine.id, composeHash: ask.composeHash, transactionHash: registered.transactionHash }),
+    );
+  });
+
+  test("updatePreLaunchScript, updateDockerCompose and updateCvmEnvs, each in two phases", async () => {
+    const sealed = await seal({ TOKEN: "second", MORE: "x" }, mine.public_key);
+    const phases = [
+      [{}, (proof) => client.updatePreLaunchScript({ id: mine.id, pre_launch_script: "#!/bin/sh\necho on chain\n", ...proof })],
+      [{}, (proof) => client.updateDockerCompose({ id: mine.id, docker_compose_file: PATCHED, ...proof })],
+      [
+        { encrypted_env_sha256: sealedHash(sealed), env_keys: ["MORE", "TOKEN"] },
+        (proof) => client.updateCvmEnvs({ id: mine.id, encrypted_env: sealed, env_keys: ["TOKEN", "MORE"], ...proof }),
+      ],
+    ];
+    for (const [changed, update] of phases) {
+      const ask = await update({});
+      assert.equal(ask.status, "precondition_required");
+      const { transactionHash } = await register(ask.app_id, ask.compose_hash);
+      const sorted = changed.env_keys && { ...changed, env_keys: (keys) => String([...keys].sort()) === String(changed.env_keys) };
+      await cloud.proves(mine.id, { changed: sorted ?? changed, recomposed: true }, async () => {
+        const done = await update({ compose_hash: ask.compose_hash, transaction_hash: transactionHash });
+        assert.equal(done.status, "in_progress");
+      });
+    }
+  });
+});
+
+const PATCHED = COMPOSE.replace("nginx:alpine", "nginx:patched");
+
+describe("several parties", () => {
+  test("prepareOnly hands out a token; commitCvmUpdate needs it and no API key, once", async () => {
+    const mine = await create("several");
+    const ask = await sdk.patchCvm(client, { id: mine.id, docker_compose_file: nextCompose(), prepareOnly: true });
+    assert.equal(ask.requiresOnChainHash, true);
+    assert.match(ask.commitToken, /^ct_/);
+    assert.match(ask.commitUrl, /\/approve\/.*#ct_/);
+    assert.deepEqual([ask.onchainStatus.compose_hash_allowed, ask.onchainStatus.device_id_allowed], [false, true]);
+    const { transactionHash } = await register(ask.appId, ask.composeHash);
+
+    const stranger = sdk.createClient({ baseURL: cloud.baseURL, apiKey: "phak_wrong" });
+    const commit = (token) => sdk.commitCvmUpdate(stranger, { id: mine.id, token, composeHash: ask.composeHash, transactionHash });
+    await refused(400, () => commit(`ct_${"0".repeat(96)}`));
+    await cloud.proves(mine.id, { recomposed: true }, () => commit(ask.commitToken));
+    await refused(400, () => commit(ask.commitToken));
+  });
+
+  test("what was revoked meanwhile does not run", async () => {
+    const mine = await create("revoked");
+    const boots = (await cloud.observed(mine.id)).boot_count;
+    await sdk.removeDevice({ ...chain, appAddress: mine.app, deviceId: mine.device });
+    const ask = await sdk.patchCvm(client, { id: mine.id, docker_compose_file: nextCompose() });
+    const { transactionHash } = await register(ask.appId, ask.composeHash);
+    const confirm = () => sdk.confirmCvmPatch(client, { id: mine.id, composeHash: ask.composeHash, transactionHash });
+    await refused(468, confirm);
+    assert.equal((await cloud.observed(mine.id)).boot_count, boots);
+    await sdk.addDevice({ ...chain, appAddress: mine.app, deviceId: mine.device });
+    await cloud.proves(mine.id, { recomposed: true }, confirm);
+  });
+});
+
+describe("the phala command", () => {
+  const signing = () => ["--rpc-url", cloud.env.ETH_RPC_URL, "--private-key", cloud.env.PRIVATE_KEY];
+
+  test("deploys, updates with one party, and prepares and commits for several", async () => {
+    const file = `${cloud.dir}/docker-compose.yml`;
+    await writeFile(file, COMPOSE);
+    await cloud.phalaJson("deploy", "-n", "by-command", "-c", file, "--kms", "base", ...signing());
+    await cloud.idle("by-command");
+
+    await writeFile(file, nextCompose());
+    await cloud.proves("by-command", { recomposed: true }, () =>
+      cloud.phalaJson("deploy", "--cvm-id", "by-command", "-c", file, ...signing()),
+    );
+
+    await writeFile(file, nextCompose());
+    const prepared = await cloud.phalaJson("deploy", "--cvm-id", "by-command", "-c", file, "--prepare-only");
+    const [token] = JSON.stringify(prepared).match(/ct_[0-9a-f]{96}/) ?? assert.fail(JSON.stringify(prepared));
+    const ask = await sdk.patchCvm(client, { id: "by-command", docker_compose_file: COMPOSE, prepareOnly: true });
+    assert.notEqual(ask.commitToken, token);
+  });
+});
