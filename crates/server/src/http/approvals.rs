@@ -2,8 +2,8 @@
 
 use axum::Extension;
 use axum::extract::{FromRequestParts, Path, State};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 use axum::response::Response;
 use casemate_types::error::FieldError;
 use casemate_types::patch::{ApprovalCommit, AutoCommit};
@@ -42,7 +42,10 @@ impl FromRequestParts<App> for Reader {
             .await
             .map_err(|_| Error::NotFound { what: Resource::Approval })?;
         let (request_id, key) = (extract::request_id(parts), parts.extensions.get().copied());
-        if let Some(token) = extract::token(&parts.headers).filter(|token| commit_token::looks_like(token)) {
+        // A token is enough, whatever key is sent beside it.
+        let bearer = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
+        if let Some(token) = bearer.filter(|token| commit_token::looks_like(token)) {
             let peer = peer(parts.extensions.get());
             let approval = of_token(app, &peer, token)?;
             if named.parse() != Ok(approval.id) {

@@ -77,8 +77,7 @@ pub fn request_id(parts: &Parts) -> String {
     parts.extensions.get::<RequestId>().map_or_else(String::new, |id| id.0.clone())
 }
 
-/// The key or token that a request carries.
-pub fn token(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn token(headers: &HeaderMap) -> Option<&str> {
     let key = headers.get("x-api-key").and_then(|value| value.to_str().ok());
     let bearer = || headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ");
     key.or_else(bearer).map(str::trim).filter(|token| !token.is_empty())

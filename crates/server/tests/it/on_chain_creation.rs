@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use casemate_chain::Scripted;
 use casemate_testkit::{World, compose};
-use casemate_types::ids::AppId;
+use casemate_types::ids::{Address, AppId};
 use casemate_types::version::ApiVersion;
 use serde_json::{Value, json};
 
@@ -87,6 +87,11 @@ async fn every_refusal_names_what_is_wrong() {
     let waited = it.world.clock.now().duration_since(begun).as_secs();
     assert!((10..30).contains(&waited), "it may be seen a little later: {waited} s");
 
+    // One of another key service is none of ours.
+    it.chain.register_app(Address([0x33; 20]), it.app_id, OWNER);
+    let foreign = it.create(|_| ()).await;
+    assert_eq!(field(&foreign), "contract_address");
+    assert!(foreign.text().contains("not registered"), "{}", foreign.text());
     it.chain.register_app(KMS, it.app_id, OWNER);
     let hash = text(&it.prepared["compose_hash"]);
     let refused = it.create(|_| ()).await;
