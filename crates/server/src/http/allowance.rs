@@ -84,7 +84,7 @@ pub async fn app_is_allowed(
     if asked.chain_id.is_some_and(|chain_id| chain_id != contract.kms.chain_id) {
         return Err(Error::invalid("chain_id", format!("the app is on chain {}", contract.kms.chain_id)));
     }
-    let first = apps::cvms(&app, &caller, &row)?.into_iter().next();
+    let first = apps::cvms(&app, &row)?.into_iter().next();
     let usual = first.map(|cvm| cvm.node_id).or_else(|| app.nodes.keys().next().copied());
     let device_id = device(&app, &asked, usual.ok_or(Error::NotFound { what: Resource::Node })?)?;
     let subject = Subject { app_id: row.app_id, compose_hash, device_id };
@@ -109,7 +109,7 @@ pub async fn app_cvms_allowed(
         return Ok(answer(StatusCode::OK, &wire::CvmsAllowed::default()));
     };
     let (mut ids, mut subjects, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-    for cvm in apps::cvms(&app, &caller, &row)? {
+    for cvm in apps::cvms(&app, &row)? {
         let hash = app.store.outline(cvm.id, cvm.revision)?.compose.hash;
         match onchain::subject(&app, &cvm, hash) {
             Ok(subject) => {
@@ -158,7 +158,7 @@ pub async fn app_device_allowlist(
         };
         return Ok(answer(StatusCode::OK, &none));
     };
-    let cvms = apps::cvms(&app, &caller, &row)?;
+    let cvms = apps::cvms(&app, &row)?;
     let nodes: Vec<_> = app
         .nodes
         .keys()

@@ -1,5 +1,7 @@
 //! Apps and their CVMs.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -14,8 +16,9 @@ use super::view::{self, BasicAnswer, ItemAnswer};
 use crate::app::{App, Node};
 use crate::config::EMBEDDED_KMS;
 use crate::cvm::plan::INSTANCE_TYPES;
+use crate::cvm::state::Cvm;
 use crate::error::{Error, Resource, Result};
-use crate::store::{self, AppFilter, AppRow, CvmFilter};
+use crate::store::{self, AppFilter, AppRow};
 
 /// Most CVMs that are shown of one app.
 const MOST_CVMS: u64 = 1000;
@@ -40,13 +43,12 @@ pub fn find(app: &App, caller: &Caller, named: &str) -> Result<AppRow> {
 ///
 /// # Errors
 /// Those of the store.
-pub fn cvms(app: &App, caller: &Caller, of: &AppRow) -> Result<Vec<crate::cvm::state::Cvm>> {
-    let filter = CvmFilter { app: Some(of.id), limit: MOST_CVMS, ..CvmFilter::default() };
-    Ok(app.store.cvms(caller.actor.workspace_id, &filter)?.0)
+pub fn cvms(app: &App, of: &AppRow) -> Result<Vec<Arc<Cvm>>> {
+    Ok(app.store.cvms_of_app(of.id, MOST_CVMS)?)
 }
 
 fn record(app: &App, caller: &Caller, row: AppRow) -> Result<wire::AppRecord<BasicAnswer>> {
-    let of_app = cvms(app, caller, &row)?;
+    let of_app = cvms(app, &row)?;
     let shown = |version: ApiVersion| of_app.iter().map(move |cvm| view::basic(app, cvm, version));
     let current_cvm = shown(caller.version).next().transpose()?;
     Ok(wire::AppRecord {
@@ -72,7 +74,7 @@ fn record(app: &App, caller: &Caller, row: AppRow) -> Result<wire::AppRecord<Bas
     params(
         ("page" = Option<u64>, Query, description = "Which page, from 1.", minimum = 1),
         ("page_size" = Option<u64>, Query, description = "How many on a page; 30 unless given.", minimum = 1, maximum = 100),
-        ("search" = Option<String>, Query, description = "Part of a name, an app id, an instance id or a machine's UUID."),
+        ("search" = Option<String>, Query, description = "Part of a name, in large or small letters; or the first three digits or more of an app id, an instance id or a machine's UUID. Names are searched for the beginning if it is shorter than three characters. The newest 10,000 CVMs that it finds are shown and counted."),
         ("status" = Option<Vec<String>>, Query, description = "Only with one of these statuses."),
         ("listed" = Option<bool>, Query, description = "Only those in the public directory, or only the others."),
         ("base_image" = Option<String>, Query, description = "Only with this OS image."),
@@ -172,7 +174,7 @@ pub async fn app_get(State(app): State<App>, caller: Caller, Path(named): Path<S
     responses((status = 200, description = "The CVMs", body = Vec<ItemAnswer>)))]
 pub async fn app_cvms(State(app): State<App>, caller: Caller, Path(named): Path<String>) -> Result<Response> {
     let row = find(&app, &caller, &named)?;
-    let cvms = cvms(&app, &caller, &row)?;
+    let cvms = cvms(&app, &row)?;
     let items = cvms.iter().map(|cvm| view::item(&app, cvm, caller.version)).collect::<Result<Vec<_>>>()?;
     Ok(answer(StatusCode::OK, &items))
 }

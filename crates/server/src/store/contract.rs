@@ -1,6 +1,7 @@
 //! What any store behind [`Store`](super::Store) has to do: whole transactions, and answers only after the commit.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use casemate_types::ids::CvmRef;
 
@@ -131,7 +132,7 @@ async fn what_is_remembered_of_a_cvm_is_never_older_than_what_was_answered() {
 
     // Read before a change, and kept after it: that would stay for ever.
     let before = store.0.recent.before();
-    let read = store.cvm(1).expect("reads");
+    let read = Arc::new(store.cvm(1).expect("reads"));
     run("UPDATE cvm SET name = 'newer'").await.expect("stored");
     store.0.recent.keep(&CvmRef::Number(1), &read, before);
     assert_eq!(name_of_the_cvm(&store).as_deref(), Some("newer"));

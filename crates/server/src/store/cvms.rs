@@ -1,6 +1,7 @@
-//! CVMs: made, found, listed, observed.
+//! CVMs: made, found, observed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use casemate_types::ids::{AppId, ComposeHash, CvmRef, CvmUid, InstanceId, OperationId, VmUuid};
 use jiff::Timestamp;
@@ -11,7 +12,7 @@ use super::answers::Receipt;
 use super::approvals::Closing;
 use super::events::{self, NewEvent};
 use super::operations::{Accepted, Inserted};
-use super::rows::{self, CVM, Origin, Parts, const_format, insert_revision, json, millis, named, time};
+use super::rows::{self, CVM, Origin, Parts, const_format, insert_revision, millis, named, time};
 use super::{Error, Result, Store};
 use crate::auth::Author;
 use crate::cvm::spec::Spec;
@@ -65,60 +66,6 @@ pub enum Found {
     One(Box<Cvm>),
     /// Several CVMs of one app.
     SeveralOfApp,
-}
-
-/// Which CVMs a list shows.
-#[derive(Clone, Debug, Default)]
-pub struct CvmFilter {
-    /// Only on this node.
-    pub node_id: Option<i64>,
-    /// Only of this app.
-    pub app: Option<i64>,
-    /// Only with GPUs, or only without.
-    pub gpus: Option<bool>,
-    /// Only with one of these numbers of virtual processors, MB of memory, and GPUs.
-    pub sizes: Option<Vec<(u32, u32, u32)>>,
-    /// Skip so many.
-    pub offset: u64,
-    /// At most so many.
-    pub limit: u64,
-}
-
-/// Which apps a list shows: those with a live CVM that is all of this.
-#[derive(Clone, Debug, Default)]
-pub struct AppFilter {
-    /// Part of the app's or the CVM's name, of the app id, the instance id or the UUID.
-    pub search: Option<String>,
-    /// One of these statuses; none of them is any.
-    pub statuses: Vec<String>,
-    /// In the public directory, or not.
-    pub listed: Option<bool>,
-    /// This OS image.
-    pub image: Option<String>,
-    /// One of these sizes, as in [`CvmFilter`].
-    pub sizes: Option<Vec<(u32, u32, u32)>>,
-    /// One of these key services, by slug.
-    pub kms: Option<Vec<String>>,
-    /// On one of these nodes.
-    pub nodes: Option<Vec<i64>>,
-    /// Skip so many apps.
-    pub offset: u64,
-    /// At most so many apps.
-    pub limit: u64,
-}
-
-impl AppFilter {
-    /// Does every app fit?
-    fn is_open(&self) -> bool {
-        let Self { search, statuses, listed, image, sizes, kms, nodes, offset: _, limit: _ } = self;
-        search.is_none()
-            && statuses.is_empty()
-            && listed.is_none()
-            && image.is_none()
-            && sizes.is_none()
-            && kms.is_none()
-            && nodes.is_none()
-    }
 }
 
 /// What is shown of a revision in a list.
@@ -261,7 +208,7 @@ impl Store {
         let before = recent.before();
         let found = self.cvm_look_up(workspace_id, reference)?;
         if let Found::One(cvm) = &found {
-            recent.keep(reference, cvm, before);
+            recent.keep(reference, &Arc::new(Cvm::clone(cvm)), before);
         }
         Ok(found)
     }
@@ -328,40 +275,6 @@ impl Store {
         Ok(outline)
     }
 
-    /// Live CVMs of a workspace, newest first, and how many there are in all.
-    pub fn cvms(&self, workspace_id: i64, filter: &CvmFilter) -> Result<(Vec<Cvm>, u64)> {
-        self.read(|connection| {
-            let sizes = filter.sizes.as_ref().map(json);
-            let condition = format!(
-                "c.workspace_id = ?1 AND c.deleted_at IS NULL AND (?2 IS NULL OR c.node_id = ?2) AND (?3 IS NULL OR c.app = ?3)
-                 AND (?4 IS NULL OR (c.booked_gpus > 0) = ?4) AND (?5 IS NULL OR {})",
-                has_size("?5")
-            );
-            let values = params![workspace_id, filter.node_id, filter.app, filter.gpus, sizes];
-            let total = match filter {
-                CvmFilter { node_id: None, app: None, gpus: None, sizes: None, .. } => connection
-                    .prepare_cached("SELECT cvm_count FROM workspace WHERE id = ?")?
-                    .query_row([workspace_id], |row| row.get(0))?,
-                _ => {
-                    let sql = format!("SELECT count(*) FROM cvm c WHERE {condition}");
-                    connection.prepare_cached(&sql)?.query_row(values, |row| row.get(0))?
-                }
-            };
-            let tail = format!("WHERE {condition} ORDER BY c.id DESC LIMIT ?6 OFFSET ?7");
-            let mut statement = connection.prepare_cached(&const_format(CVM, &tail))?;
-            let mut found = statement.query(params![
-                workspace_id,
-                filter.node_id,
-                filter.app,
-                filter.gpus,
-                sizes,
-                filter.limit,
-                filter.offset
-            ])?;
-            Ok((collect(&mut found)?, total))
-        })
-    }
-
     /// The CVMs of a workspace among these machines.
     pub fn cvms_by_uuid(&self, workspace_id: i64, machines: &[VmUuid]) -> Result<Vec<Cvm>> {
         self.read(|connection| {
@@ -411,66 +324,6 @@ impl Store {
             let mut statement = connection.prepare_cached(&sql)?;
             let mut found = statement.query(params![app_id.0, workspace_id])?;
             found.next()?.map_or(Err(Error::Missing), app)
-        })
-    }
-
-    /// Apps of a workspace that have a live CVM, newest first, and how many there are in all.
-    pub fn apps(&self, workspace_id: i64, filter: &AppFilter) -> Result<(Vec<AppRow>, u64)> {
-        if filter.is_open() {
-            return self.all_apps(workspace_id, filter);
-        }
-        self.read(|connection| {
-            let list = |condition: bool, value: String| condition.then_some(value);
-            let search = filter.search.as_deref().unwrap_or_default();
-            let like = format!("%{}%", search.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
-            // Ids are compared without what may surround and divide their digits.
-            let digits = search.trim_start_matches("app_").trim_start_matches("instance_").trim_start_matches("0x");
-            let digits = digits.replace('-', "");
-            let is_hex = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let condition = format!(
-                "a.workspace_id = ?1 AND a.cvm_count > 0 AND (?2 IS NULL OR a.kms IN (SELECT value FROM json_each(?2)))
-                 AND EXISTS (SELECT 1 FROM cvm c WHERE c.app = a.id AND c.deleted_at IS NULL
-                   AND (?3 IS NULL OR c.status IN (SELECT value FROM json_each(?3)))
-                   AND (?4 IS NULL OR c.listed = ?4)
-                   AND (?5 IS NULL OR c.node_id IN (SELECT value FROM json_each(?5)))
-                   AND (?6 IS NULL OR {})
-                   AND (?7 IS NULL OR (SELECT r.image FROM revision r WHERE r.cvm_id = c.id AND r.number = c.revision) = ?7)
-                   AND (?8 IS NULL OR c.name LIKE ?8 ESCAPE '\\' OR a.name LIKE ?8 ESCAPE '\\' OR (?9 IS NOT NULL AND (
-                     instr(hex(a.app_id), ?9) OR instr(hex(c.vm_uuid), ?9) OR instr(hex(c.instance_id), ?9)))))",
-                has_size("?6")
-            );
-            let values = params![
-                workspace_id,
-                filter.kms.as_ref().map(json),
-                list(!filter.statuses.is_empty(), json(&filter.statuses)),
-                filter.listed,
-                filter.nodes.as_ref().map(json),
-                filter.sizes.as_ref().map(json),
-                filter.image,
-                list(!search.is_empty(), like),
-                list(is_hex, digits.to_uppercase()),
-            ];
-            let sql = format!("SELECT count(*) FROM app a WHERE {condition}");
-            let total = connection.prepare_cached(&sql)?.query_row(values, |row| row.get(0))?;
-            // SQLite has no third kind of parameter: both are numbers of ours.
-            let (limit, offset) = (filter.limit, filter.offset);
-            let sql = format!("{APP} a WHERE {condition} ORDER BY id DESC LIMIT {limit} OFFSET {offset}");
-            let mut statement = connection.prepare(&sql)?;
-            Ok((apps(&mut statement.query(values)?)?, total))
-        })
-    }
-
-    /// The same without a filter: the count is kept, and the index leads to the page.
-    fn all_apps(&self, workspace_id: i64, filter: &AppFilter) -> Result<(Vec<AppRow>, u64)> {
-        self.read(|connection| {
-            let total = connection
-                .prepare_cached("SELECT app_count FROM workspace WHERE id = ?")?
-                .query_row([workspace_id], |row| row.get(0))?;
-            let sql =
-                format!("{APP} WHERE workspace_id = ? AND cvm_count > 0 ORDER BY id DESC LIMIT ? OFFSET ?");
-            let mut statement = connection.prepare_cached(&sql)?;
-            let mut found = statement.query(params![workspace_id, filter.limit, filter.offset])?;
-            Ok((apps(&mut found)?, total))
         })
     }
 
@@ -583,9 +436,10 @@ impl Store {
     }
 }
 
-const APP: &str = "SELECT id, uid, app_id, name, kms, cvm_count, created_at, deployer FROM app";
+/// Columns of `app`, in the order that [`app`] reads them.
+pub(super) const APP: &str = "SELECT id, uid, app_id, name, kms, cvm_count, created_at, deployer FROM app";
 
-fn app(row: &Row<'_>) -> Result<AppRow> {
+pub(super) fn app(row: &Row<'_>) -> Result<AppRow> {
     Ok(AppRow {
         id: row.get(0)?,
         uid: row.get(1)?,
@@ -596,22 +450,6 @@ fn app(row: &Row<'_>) -> Result<AppRow> {
         created_at: time(row.get(6)?)?,
         deployer: row.get(7)?,
     })
-}
-
-/// A condition on `cvm c`: its current spec has one of the sizes in a JSON list of triples.
-fn has_size(parameter: &str) -> String {
-    format!(
-        "EXISTS (SELECT 1 FROM revision r JOIN json_each({parameter}) size WHERE r.cvm_id = c.id AND r.number = c.revision
-           AND r.vcpu = size.value ->> 0 AND r.memory_mb = size.value ->> 1 AND ifnull(r.gpus ->> 'count', 0) = size.value ->> 2)"
-    )
-}
-
-fn apps(found: &mut rusqlite::Rows<'_>) -> Result<Vec<AppRow>> {
-    let mut apps = Vec::new();
-    while let Some(row) = found.next()? {
-        apps.push(app(row)?);
-    }
-    Ok(apps)
 }
 
 /// A revision in the columns from `first` on.

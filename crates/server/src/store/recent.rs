@@ -75,7 +75,7 @@ impl Recent {
     }
 
     /// Keeps a CVM that was read, unless something was changed since `before`.
-    pub(super) fn keep(&self, reference: &CvmRef, cvm: &Cvm, before: u64) {
+    pub(super) fn keep(&self, reference: &CvmRef, cvm: &Arc<Cvm>, before: u64) {
         let _order = self.touched.lock().expect("nothing panics while holding it");
         if self.changes.load(Ordering::SeqCst) != before {
             return;
@@ -83,7 +83,7 @@ impl Recent {
         if matches!(reference, CvmRef::Uid(_) | CvmRef::Uuid(_)) {
             self.ids.put(reference.clone(), Arc::new(cvm.id), 1);
         }
-        self.cvms.put(cvm.id, Arc::new(cvm.clone()), 1);
+        self.cvms.put(cvm.id, Arc::clone(cvm), 1);
     }
 
     /// The outline of a revision, if it was read lately.

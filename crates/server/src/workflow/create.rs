@@ -18,7 +18,7 @@ use crate::cvm::state::Cvm;
 use crate::driver::Image;
 use crate::error::{Error, Resource, Result};
 use crate::kms::{KmsKind, kms_kind};
-use crate::store::{self, CvmFilter, Found, NewCvm, NodeRow, Provision, Receipt};
+use crate::store::{self, Found, NewCvm, NodeRow, Provision, Receipt};
 
 /// Something provisioned, as it is kept until the second call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -429,14 +429,13 @@ fn existing(app: &App, actor: &Actor, app_id: AppId, hash: ComposeHash) -> Resul
         Err(store::Error::Missing) => return Ok(None),
         other => other?,
     };
-    let filter = CvmFilter { app: Some(known.id), limit: 100, ..CvmFilter::default() };
-    let (cvms, _) = app.store.cvms(actor.workspace_id, &filter)?;
+    let cvms = app.store.cvms_of_app(known.id, 100)?;
     let Some(newest) = cvms.first() else { return Ok(None) };
     for cvm in &cvms {
         let first = app.store.spec(cvm.id, 1)?;
         if first.compose.hash == hash {
             let spec = app.store.spec(cvm.id, cvm.revision)?;
-            return Ok(Some(Created { cvm: cvm.clone(), spec, op: None }));
+            return Ok(Some(Created { cvm: Cvm::clone(cvm), spec, op: None }));
         }
     }
     let message = format!("this app id is already used by {}", newest.name);

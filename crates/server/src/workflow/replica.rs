@@ -16,7 +16,7 @@ use crate::cvm::plan::{Current, Plan, Wish, plan_update};
 use crate::cvm::spec::Spec;
 use crate::cvm::state::Cvm;
 use crate::error::{Error, Resource, Result};
-use crate::store::{Approval, Closing, CvmFilter, Found, NewCvm, Purpose, Receipt};
+use crate::store::{Approval, Closing, Found, NewCvm, Purpose, Receipt};
 
 /// How a replica is asked for.
 #[derive(Clone, Debug)]
@@ -211,8 +211,7 @@ fn base(app: &App, source: &Cvm, asked: &CvmReplicate) -> Result<Spec> {
     let Some(hash) = asked.compose_hash.filter(|hash| *hash != current.compose.hash) else {
         return Ok(current);
     };
-    let filter = CvmFilter { app: Some(source.app), limit: 1000, ..CvmFilter::default() };
-    for cvm in app.store.cvms(source.workspace_id, &filter)?.0 {
+    for cvm in app.store.cvms_of_app(source.app, 1000)? {
         let known = app.store.revisions(cvm.id)?;
         if let Some(revision) =
             known.iter().filter(|revision| revision.compose_hash == hash).max_by_key(|r| r.number)

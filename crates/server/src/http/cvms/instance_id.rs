@@ -2,6 +2,7 @@
 //! (`POST …/refresh-instance-id`, `…/refresh-instance-ids`, an operation with a restart).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -284,7 +285,11 @@ fn candidates(
     let Some(ids) = &asked.cvm_ids else {
         let filter = CvmFilter { limit: limit as u64, ..CvmFilter::default() };
         let (cvms, total) = app.store.cvms(caller.actor.workspace_id, &filter)?;
-        return Ok((Vec::new(), cvms.into_iter().map(|cvm| (cvm.name.clone(), cvm)).collect(), total));
+        return Ok((
+            Vec::new(),
+            cvms.into_iter().map(|cvm| (cvm.name.clone(), Arc::unwrap_or_clone(cvm))).collect(),
+            total,
+        ));
     };
     let (mut items, mut cvms) = (Vec::new(), Vec::new());
     for named in ids.iter().take(limit) {

@@ -66,7 +66,7 @@ pub async fn app_cvm_replicate(
     params.only(&[])?;
     caller.author()?;
     let row = apps::find(&app, &caller, &named)?;
-    let cvms = apps::cvms(&app, &caller, &row)?;
+    let cvms = apps::cvms(&app, &row)?;
     let source = machine.parse().ok().and_then(|uuid| cvms.into_iter().find(|cvm| cvm.vm_uuid == uuid));
     let source = source.ok_or(Error::NotFound { what: Resource::Cvm })?;
     let route = format!("/cvms/{}/commit-replica", source.vm_uuid.0.simple());
@@ -145,7 +145,7 @@ pub async fn app_instance_create(
         let of_app = |source: &Cvm| source.app == row.id;
         return commit(&app, &caller, &from, asked, of_app, Form::Both, StatusCode::CREATED).await;
     }
-    let source = apps::cvms(&app, &caller, &row)?.into_iter().next();
+    let source = apps::cvms(&app, &row)?.into_iter().next();
     let source = source.ok_or(Error::NotFound { what: Resource::App })?;
     let route = format!("/apps/{}/instances", row.app_id);
     replicate(&app, &caller, &source, route, &headers, &body, Form::Both, StatusCode::CREATED).await

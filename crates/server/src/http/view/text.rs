@@ -9,8 +9,8 @@ use std::sync::Arc;
 use casemate_types::ids::InstanceId;
 use casemate_types::wire;
 use jiff::Timestamp;
-use serde::{Serialize, Serializer, ser};
-use serde_json::value::RawValue;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
@@ -34,8 +34,11 @@ impl From<Text> for String {
 
 impl Serialize for Text {
     fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
-        let raw: &RawValue = serde_json::from_str(&self.0).map_err(ser::Error::custom)?;
-        raw.serialize(to)
+        // As a `RawValue` does it, which could only be had by reading the whole text again.
+        const RAW: &str = "$serde_json::private::RawValue";
+        let mut raw = to.serialize_struct(RAW, 1)?;
+        raw.serialize_field(RAW, &self.0)?;
+        raw.end()
     }
 }
 

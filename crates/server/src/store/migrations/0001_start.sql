@@ -103,12 +103,41 @@ CREATE INDEX cvm_of_node ON cvm (node_id) WHERE deleted_at IS NULL;
 CREATE INDEX cvm_deleted ON cvm (deleted_at) WHERE deleted_at IS NOT NULL;
 CREATE INDEX cvm_live ON cvm (workspace_id, id) WHERE deleted_at IS NULL;
 
+-- How many live CVMs (list 'cvm') and apps with one (list 'app') of a workspace have a number in a block of 1024. It leads to any
+-- page of a list without a walk past everything that comes before.
+CREATE TABLE tally (
+  list         TEXT NOT NULL,
+  workspace_id INTEGER NOT NULL,
+  block        INTEGER NOT NULL,               -- number / 1024
+  count        INTEGER NOT NULL,
+  PRIMARY KEY (list, workspace_id, block)
+) STRICT, WITHOUT ROWID;
+
+-- What searches look through: the name of each live CVM, and that of its app if it has another, in pieces of three characters.
+-- Two characters that no name has stand before a name, so that a term of one or two is found at its beginning. Three such
+-- characters stand for the workspace, in digits to the base of 6400.
+CREATE VIRTUAL TABLE cvm_search USING fts5 (tenant, name, app, content = '', contentless_delete = 1, tokenize = 'trigram');
+
+CREATE VIEW cvm_words AS SELECT c.id,
+  char(57344 + c.workspace_id % 6400, 57344 + c.workspace_id / 6400 % 6400, 57344 + c.workspace_id / 40960000 % 6400) AS tenant,
+  char(63743, 63743) || c.name AS name, char(63743, 63743) || nullif(a.name, c.name) AS app
+  FROM cvm c JOIN app a ON a.id = c.app;
+CREATE TRIGGER cvm_findable AFTER INSERT ON cvm BEGIN
+  INSERT INTO cvm_search (rowid, tenant, name, app) SELECT id, tenant, name, app FROM cvm_words WHERE id = NEW.id;
+END;
+CREATE TRIGGER cvm_renamed AFTER UPDATE OF name ON cvm WHEN OLD.name <> NEW.name AND NEW.deleted_at IS NULL BEGIN
+  DELETE FROM cvm_search WHERE rowid = NEW.id;
+  INSERT INTO cvm_search (rowid, tenant, name, app) SELECT id, tenant, name, app FROM cvm_words WHERE id = NEW.id;
+END;
+
 CREATE TRIGGER cvm_booked AFTER INSERT ON cvm BEGIN
   UPDATE node SET booked_vcpu = booked_vcpu + NEW.booked_vcpu, booked_memory_mb = booked_memory_mb + NEW.booked_memory_mb,
     booked_disk_gb = booked_disk_gb + NEW.booked_disk_gb, booked_gpus = booked_gpus + NEW.booked_gpus, cvm_count = cvm_count + 1
     WHERE id = NEW.node_id;
   UPDATE app SET cvm_count = cvm_count + 1 WHERE id = NEW.app;
   UPDATE workspace SET cvm_count = cvm_count + 1 WHERE id = NEW.workspace_id;
+  INSERT INTO tally (list, workspace_id, block, count) VALUES ('cvm', NEW.workspace_id, NEW.id / 1024, 1)
+    ON CONFLICT DO UPDATE SET count = count + 1;
 END;
 CREATE TRIGGER cvm_rebooked AFTER UPDATE OF booked_vcpu, booked_memory_mb, booked_disk_gb, booked_gpus ON cvm
 WHEN (OLD.booked_vcpu, OLD.booked_memory_mb, OLD.booked_disk_gb, OLD.booked_gpus)
@@ -122,9 +151,19 @@ CREATE TRIGGER cvm_gone AFTER UPDATE OF deleted_at ON cvm WHEN OLD.deleted_at IS
   UPDATE node SET cvm_count = cvm_count - 1 WHERE id = NEW.node_id;
   UPDATE app SET cvm_count = cvm_count - 1 WHERE id = NEW.app;
   UPDATE workspace SET cvm_count = cvm_count - 1 WHERE id = NEW.workspace_id;
+  UPDATE tally SET count = count - 1 WHERE list = 'cvm' AND workspace_id = NEW.workspace_id AND block = NEW.id / 1024;
+  DELETE FROM tally WHERE list = 'cvm' AND workspace_id = NEW.workspace_id AND block = NEW.id / 1024 AND count = 0;
+  DELETE FROM cvm_search WHERE rowid = NEW.id;
 END;
-CREATE TRIGGER app_alive AFTER UPDATE OF cvm_count ON app WHEN (OLD.cvm_count > 0) <> (NEW.cvm_count > 0) BEGIN
-  UPDATE workspace SET app_count = app_count + CASE WHEN NEW.cvm_count > 0 THEN 1 ELSE -1 END WHERE id = NEW.workspace_id;
+CREATE TRIGGER app_alive AFTER UPDATE OF cvm_count ON app WHEN OLD.cvm_count = 0 AND NEW.cvm_count > 0 BEGIN
+  UPDATE workspace SET app_count = app_count + 1 WHERE id = NEW.workspace_id;
+  INSERT INTO tally (list, workspace_id, block, count) VALUES ('app', NEW.workspace_id, NEW.id / 1024, 1)
+    ON CONFLICT DO UPDATE SET count = count + 1;
+END;
+CREATE TRIGGER app_gone AFTER UPDATE OF cvm_count ON app WHEN OLD.cvm_count > 0 AND NEW.cvm_count = 0 BEGIN
+  UPDATE workspace SET app_count = app_count - 1 WHERE id = NEW.workspace_id;
+  UPDATE tally SET count = count - 1 WHERE list = 'app' AND workspace_id = NEW.workspace_id AND block = NEW.id / 1024;
+  DELETE FROM tally WHERE list = 'app' AND workspace_id = NEW.workspace_id AND block = NEW.id / 1024 AND count = 0;
 END;
 
 -- What nodes last reported of machines, never what was asked for. Not with the CVM: it is long, and rarely read or written with it.
