@@ -71,6 +71,7 @@ function show(approval) {
   showBanner(approval);
   showStatus(approval.onchain_status);
   showCalls(approval.calls);
+  at("safe").parentElement.hidden = approval.safe_batch.transactions.length === 0;
   showDecision(approval);
 }
 
