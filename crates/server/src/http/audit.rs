@@ -3,13 +3,14 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use casemate_types::ids::CvmRef;
 use casemate_types::wire;
 
 use super::error::answer;
 use super::extract::{Caller, Params};
 use crate::app::App;
-use crate::error::Result;
-use crate::store::{Event, Of};
+use crate::error::{Error, Resource, Result};
+use crate::store::{Event, Found, Of};
 
 /// Read the audit trail
 ///
@@ -18,19 +19,40 @@ use crate::store::{Event, Of};
 #[utoipa::path(get, path = "/audit", tag = "operations",
     params(
         ("after" = Option<u64>, Query, description = "Only events with a higher number."),
+        ("cursor" = Option<u64>, Query, description = "The same, as `next_cursor` names it."),
+        ("cvm" = Option<String>, Query, description = "Only events of this CVM, in any form that a path takes; its id also after it was deleted."),
         ("limit" = Option<u64>, Query, description = "At most so many; 100 unless given.", minimum = 1, maximum = 1000),
     ),
     responses((status = 200, description = "The events", body = wire::AuditPage)))]
 pub async fn audit_list(State(app): State<App>, caller: Caller, params: Params) -> Result<Response> {
-    let after = params.number("after", 0, i64::MAX as u64)?.unwrap_or(0);
+    let number = |name| params.number(name, 0, i64::MAX as u64);
+    let after = number("cursor")?.or(number("after")?).unwrap_or(0);
     let after = i64::try_from(after).expect("bounded above");
     let limit = usize::try_from(params.number("limit", 1, 1000)?.unwrap_or(100)).expect("bounded above");
-    let mut events = app.store.events(caller.actor.workspace_id, Of::Workspace, after, limit + 1)?;
+    let workspace_id = caller.actor.workspace_id;
+    let of = match params.get("cvm") {
+        None => Of::Workspace,
+        Some(named) => Of::Cvm(cvm(&app, workspace_id, named)?),
+    };
+    let mut events = app.store.events(workspace_id, of, after, limit + 1)?;
     let more = events.len() > limit;
     events.truncate(limit);
     let next_cursor = events.last().filter(|_| more).map(|event| event.seq.to_string());
     let items = events.iter().map(event).collect();
     Ok(answer(StatusCode::OK, &wire::AuditPage { items, next_cursor }))
+}
+
+/// The number of a CVM, also of one that is gone.
+fn cvm(app: &App, workspace_id: i64, named: &str) -> Result<i64> {
+    let absent = || Error::NotFound { what: Resource::Cvm };
+    let reference: CvmRef = named.parse().map_err(|_| absent())?;
+    if let Found::One(cvm) = app.store.cvm_find(workspace_id, &reference)? {
+        return Ok(cvm.id);
+    }
+    match reference {
+        CvmRef::Uid(uid) => app.store.cvm_number(workspace_id, &uid)?.ok_or_else(absent),
+        _ => Err(absent()),
+    }
 }
 
 /// An event as the wire shows it.
@@ -47,6 +69,7 @@ pub fn event(event: &Event) -> wire::AuditEvent {
         request_id: event.request_id.clone(),
         revision_before: event.before_rev,
         revision_after: event.after_rev,
+        changed: event.changed.clone(),
         details: details.unwrap_or_default(),
     }
 }

@@ -38,7 +38,15 @@ pub async fn operation_cancel(
         let app = app.clone();
         caller.receipt(move |accepted| answer(&app, accepted))
     };
-    answer(&app, &power::cancel(&app, id, Order { author, receipt }).await?)
+    let order = Order { author, receipt, if_match: None };
+    match power::cancel(&app, id, order).await {
+        Err(Error::Conflict { code, message }) => {
+            let now = app.store.operation(caller.actor.workspace_id, id)?.state;
+            let message = if now.is_open() { message } else { format!("the operation has {}", now.name()) };
+            Err(Error::Conflict { code, message })
+        }
+        other => answer(&app, &other?),
+    }
 }
 
 fn answer(app: &App, accepted: &Accepted) -> Result<Answer> {

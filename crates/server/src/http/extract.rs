@@ -255,8 +255,13 @@ impl FromRequestParts<App> for Params {
 }
 
 impl Params {
-    /// Refuses names that are not in `known`. On a route that changes something a typing error must not be ignored.
+    /// Refuses names that are not in `known`, and those that come twice. On a route that changes something neither a typing error
+    /// nor a contradiction must be ignored.
     pub fn only(self, known: &[&str]) -> Result<Self> {
+        if let Some((name, _)) = self.0.iter().find(|(name, _)| self.all(name).len() > 1) {
+            let message = format!("`{name}` is there more than once; send it once");
+            return Err(Error::Invalid(vec![FieldError::query(name, "value_error", message)]));
+        }
         let unknown = self.0.iter().find(|(name, _)| !known.contains(&name.as_str()));
         match unknown {
             None => Ok(self),

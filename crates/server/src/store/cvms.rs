@@ -258,6 +258,15 @@ impl Store {
         })
     }
 
+    /// The number of a CVM of this workspace, also of a deleted one.
+    pub fn cvm_number(&self, workspace_id: i64, uid: &CvmUid) -> Result<Option<i64>> {
+        self.read(|connection| {
+            let sql = "SELECT id FROM cvm WHERE uid = ? AND workspace_id = ?";
+            let mut statement = connection.prepare_cached(sql)?;
+            Ok(statement.query_row(params![uid.as_str(), workspace_id], |row| row.get(0)).optional()?)
+        })
+    }
+
     /// The spec of one revision of a CVM.
     pub fn spec(&self, cvm_id: i64, revision: u64) -> Result<Spec> {
         let spec = self.read(|connection| rows::spec(connection, cvm_id, revision, Parts::All))?;

@@ -6,11 +6,11 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::rows::{self, millis};
+use super::rows::{self, from_json, millis};
 use super::{Error, Result, Store};
 use crate::auth::Author;
 use crate::cvm::state::Cvm;
-use crate::workflow::operation::{Operation, StepName};
+use crate::workflow::operation::{Change, Operation, StepName};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +33,8 @@ pub struct Event {
     pub before_rev: Option<u64>,
     /// Revision it leads to.
     pub after_rev: Option<u64>,
+    /// Names of the fields that an accepted operation changes.
+    pub changed: Vec<String>,
     /// When.
     pub at: Timestamp,
     /// Step or note, as JSON.
@@ -165,7 +167,8 @@ impl Store {
                 Of::Workspace => "e.workspace_id = ?1 AND e.seq > ?2 AND ?4 IS NULL",
             };
             let sql = format!(
-                "SELECT e.seq, c.uid, e.op, e.kind, u.username, k.uid, e.request_id, e.before_rev, e.after_rev, e.at, e.data
+                "SELECT e.seq, c.uid, e.op, e.kind, u.username, k.uid, e.request_id, e.before_rev, e.after_rev, e.at, e.data,
+                   CASE e.kind WHEN 'operation.accepted' THEN (SELECT o.diff FROM operation o WHERE o.id = e.op) END
                  FROM event e LEFT JOIN cvm c ON c.id = e.cvm_id LEFT JOIN user u ON u.id = e.user_id
                    LEFT JOIN api_key k ON k.id = e.key_id
                  WHERE {condition} ORDER BY e.seq LIMIT ?3"
@@ -184,6 +187,14 @@ impl Store {
                     request_id: row.get(6)?,
                     before_rev: row.get(7)?,
                     after_rev: row.get(8)?,
+                    changed: row
+                        .get_ref(11)?
+                        .as_str_or_null()
+                        .map_err(rusqlite::Error::from)?
+                        .map_or(Ok(Vec::new()), |diff| from_json::<Vec<Change>>("diff", diff))?
+                        .into_iter()
+                        .map(|change| change.field)
+                        .collect(),
                     at: rows::time(row.get(9)?)?,
                     data: row.get(10)?,
                 });

@@ -21,6 +21,7 @@ use crate::workflow::operation::{
     StepName, steps_after_interrupting,
 };
 use crate::workflow::step::Done;
+use crate::workflow::update::IfMatch;
 
 /// A piece of work to be accepted on an existing CVM.
 #[derive(Clone, Debug)]
@@ -133,14 +134,18 @@ impl Store {
 
     /// Accepts a stop or delete, which never wait: it ends the operation at work and settles its spec.
     ///
-    /// `OperationOpen` if a deletion is at work: nothing ends that.
+    /// `Changed` if the CVM is in no state that `if_match` names. `OperationOpen` if a deletion is at work: nothing ends that.
     pub async fn operation_interrupt(
         &self,
         new: NewOperation,
+        if_match: Option<IfMatch>,
         receipt: Option<Receipt<Accepted>>,
     ) -> Result<Accepted> {
         self.change_and_keep(receipt, move |tx| {
             let mut cvm = rows::cvm_by_id(tx, new.cvm_id)?;
+            if if_match.as_ref().is_some_and(|wanted| !wanted.holds(&cvm)) {
+                return Err(Error::Changed);
+            }
             let open = cvm.open.take().map(|open| operation_by_id(tx, open.id)).transpose()?;
             if open.as_ref().is_some_and(|open| open.kind == Kind::Delete) {
                 return Err(Error::OperationOpen);

@@ -4,7 +4,7 @@ use casemate_types::error::codes;
 use casemate_types::ids::OperationId;
 
 use super::operation::{Kind, Lane, Options};
-use super::update::{ATTEMPTS, busy};
+use super::update::{ATTEMPTS, IfMatch, busy};
 use crate::app::App;
 use crate::auth::Author;
 use crate::cvm::state::{Cvm, Power, Status};
@@ -18,11 +18,13 @@ pub struct Order {
     pub author: Author,
     /// Keeps the answer together with what it answers.
     pub receipt: Option<Receipt<Accepted>>,
+    /// The states that the caller would have changed, if not any.
+    pub if_match: Option<IfMatch>,
 }
 
 impl From<Author> for Order {
     fn from(author: Author) -> Self {
-        Self { author, receipt: None }
+        Self { author, receipt: None, if_match: None }
     }
 }
 
@@ -43,22 +45,33 @@ pub async fn restart(app: &App, cvm: Cvm, hard: bool, order: impl Into<Order>) -
 
 /// Cuts the power, whatever else is going on.
 pub async fn stop(app: &App, cvm: Cvm, order: impl Into<Order>) -> Result<Accepted> {
-    Ok(interrupt(app, &cvm, Kind::Stop, order.into()).await?)
+    let order = order.into();
+    let missed = order.if_match.as_ref().map(IfMatch::missed);
+    interrupt(app, &cvm, Kind::Stop, order).await.map_err(|error| refused(error, missed))
 }
 
 /// Removes a CVM, whatever else is going on.
 pub async fn delete(app: &App, cvm: Cvm, order: impl Into<Order>) -> Result<()> {
-    match interrupt(app, &cvm, Kind::Delete, order.into()).await {
+    let order = order.into();
+    let missed = order.if_match.as_ref().map(IfMatch::missed);
+    match interrupt(app, &cvm, Kind::Delete, order).await {
         Ok(_) => Ok(()),
         // It is being removed already.
         Err(store::Error::OperationOpen) => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(refused(error, missed)),
+    }
+}
+
+fn refused(error: store::Error, missed: Option<Error>) -> Error {
+    match (error, missed) {
+        (store::Error::Changed, Some(missed)) => missed,
+        (error, _) => error.into(),
     }
 }
 
 /// Calls an operation off, as long as it has not touched the machine.
 pub async fn cancel(app: &App, id: OperationId, order: impl Into<Order>) -> Result<Accepted> {
-    let Order { author, receipt } = order.into();
+    let Order { author, receipt, .. } = order.into();
     match app.store.operation_cancel(id, author, app.clock.now(), receipt).await {
         Err(store::Error::ClaimLost) => {
             let message = "the machine is already being changed; `stop` ends an operation at any time";
@@ -77,6 +90,7 @@ async fn wait_for_turn(
     order: Order,
 ) -> Result<Accepted> {
     for _ in 0..ATTEMPTS {
+        order.if_match.as_ref().map_or(Ok(()), |wanted| wanted.check(&cvm))?;
         if cvm.open.is_some() {
             return Err(busy());
         }
@@ -103,7 +117,7 @@ async fn wait_for_turn(
 
 async fn interrupt(app: &App, cvm: &Cvm, kind: Kind, order: Order) -> store::Result<Accepted> {
     let new = new_operation(app, cvm, kind, Options::default(), order.author);
-    let accepted = app.store.operation_interrupt(new, order.receipt).await?;
+    let accepted = app.store.operation_interrupt(new, order.if_match, order.receipt).await?;
     app.wake(Lane::Urgent);
     Ok(accepted)
 }

@@ -26,8 +26,8 @@ pub struct Request {
     pub wish: Wish,
     /// What the operation is called.
     pub kind: Kind,
-    /// The state that the caller has seen, as `<revision>.<generation>`.
-    pub if_match: Option<String>,
+    /// The states that the caller would have changed, if not any.
+    pub if_match: Option<IfMatch>,
     /// Who asks.
     pub author: Author,
     /// Keeps the answer together with what it answers.
@@ -39,10 +39,34 @@ pub struct Request {
 impl Request {
     /// `Changed` if the caller has seen another state than this.
     pub fn check_match(&self, cvm: &Cvm) -> Result<()> {
-        match &self.if_match {
-            Some(expected) if *expected != cvm.tag() => Err(Error::Changed { expected: expected.clone() }),
-            Some(_) | None => Ok(()),
-        }
+        self.if_match.as_ref().map_or(Ok(()), |wanted| wanted.check(cvm))
+    }
+}
+
+/// States of a CVM that a caller has seen, as `<revision>.<generation>`: no other is to be changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IfMatch(Vec<String>);
+
+impl IfMatch {
+    /// Reads the header: tags in quotes with commas in between. None for `*`, which any state matches.
+    pub fn read(header: &str) -> Option<Self> {
+        let tags = header.split(',').map(|tag| tag.trim().trim_matches('"').to_owned());
+        (header.trim() != "*").then(|| Self(tags.collect()))
+    }
+
+    /// Is the CVM in one of them?
+    pub fn holds(&self, cvm: &Cvm) -> bool {
+        self.0.contains(&cvm.tag())
+    }
+
+    /// `Changed` if the CVM is in none of them.
+    pub fn check(&self, cvm: &Cvm) -> Result<()> {
+        if self.holds(cvm) { Ok(()) } else { Err(self.missed()) }
+    }
+
+    /// That the CVM is in none of them.
+    pub fn missed(&self) -> Error {
+        Error::Changed { expected: self.0.join(", ") }
     }
 }
 

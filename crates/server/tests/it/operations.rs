@@ -85,3 +85,29 @@ async fn rollback_brings_content_back_but_not_the_disk() {
         assert_eq!(refused["detail"][0]["loc"], json!(["body", "revision"]));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_audit_trail_of_a_cvm_says_what_changed_also_when_it_is_gone() {
+    let scene = Scene::start().await;
+    let other = scene.world.deploy("web-two", "web:1").await;
+    scene.client.patch(&format!("/cvms/{}", other.uid), json!({ "vcpu": 3 })).await.expect(202);
+    scene.client.patch(&scene.path(""), json!({ "vcpu": 2, "memory": 4096 })).await.expect(202);
+    scene.world.settle().await;
+    scene.client.delete(&scene.path("")).await.expect(204);
+    scene.world.settle().await;
+    let uid = scene.cvm.uid.to_string();
+    let (mut cursor, mut events) = (String::from("0"), Vec::new());
+    loop {
+        let page = scene.client.json(&format!("/audit?cvm={uid}&limit=4&cursor={cursor}")).await;
+        events.extend(page["items"].as_array().expect("a list").clone());
+        match page["next_cursor"].as_str() {
+            Some(next) => next.clone_into(&mut cursor),
+            None => break,
+        }
+    }
+    assert!(events.iter().all(|event| event["cvm_id"] == json!(uid)), "{events:?}");
+    let changed: Vec<_> = events.iter().filter(|event| event["changed"] != json!([])).collect();
+    assert_eq!(changed.len(), 1, "{changed:?}");
+    assert_eq!(changed[0]["changed"], json!(["vcpu", "memory"]));
+    scene.client.get("/audit?cvm=web-none").await.expect(404);
+}

@@ -1,6 +1,7 @@
 //! `PATCH /cvms/{id}`: every field alone, every pair, and all at once. Fields that are not there stay as they are, and however
 //! many there are, the machine restarts once.
 
+use axum::http::Method;
 use casemate_server::cvm::spec::sha256;
 use casemate_server::cvm::state::Status;
 use casemate_testkit::compose;
@@ -274,4 +275,61 @@ async fn if_match_guards_what_the_caller_has_seen() {
     with(&tag).patch(&scene.path(""), json!({ "vcpu": 3 })).await.expect(412);
     with(&tag).patch(&scene.path("/resources"), json!({ "vcpu": 3 })).await.expect(412);
     with("*").patch(&scene.path(""), json!({ "vcpu": 3 })).await.expect(202);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_seen_another_state_switches_nothing_off_and_removes_nothing() {
+    let scene = Scene::start().await;
+    let with = |tag: String| scene.client.header("if-match", tag);
+    let now = scene.now().tag();
+    for old in ["\"1.0\"".to_owned(), "\"0.1\", \"0.2\"".to_owned()] {
+        let stale = with(old);
+        for order in ["/stop", "/restart", "/shutdown", "/start"] {
+            stale.post(&scene.path(order), json!({})).await.expect(412);
+        }
+        stale.delete(&scene.path("")).await.expect(412);
+        stale.patch(&scene.path(""), json!({ "vcpu": 2 })).await.expect(412);
+    }
+    assert_eq!(scene.now().tag(), now);
+    with(format!("\"0.1\", \"{now}\"")).patch(&scene.path(""), json!({ "vcpu": 2 })).await.expect(202);
+    scene.world.settle().await;
+    let now = scene.now().tag();
+    with(format!("\"{now}\"")).post(&scene.path("/stop"), json!({})).await.expect(200);
+    with("*".into()).delete(&scene.path("")).await.expect(204);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parameter_that_comes_twice_applies_nothing() {
+    let scene = Scene::start().await;
+    let path = scene.path("?dry_run=true&dry_run=false");
+    let told = scene.client.patch(&path, json!({ "vcpu": 2 })).await.expect(422);
+    assert_eq!(told["detail"][0]["loc"], json!(["query", "dry_run"]));
+    assert_eq!(scene.now().open, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_text_is_not_taken_for_one() {
+    let scene = Scene::start().await;
+    for (route, body) in [("/docker-compose", "services: {}"), ("/pre-launch-script", "#!/bin/sh")] {
+        for kind in ["image/png", "application/zip"] {
+            let answer = scene.client.raw(Method::PATCH, &scene.path(route), kind, body).await;
+            assert_eq!(answer.status, 400, "{kind}");
+            assert!(answer.json().to_string().contains(kind), "{}", answer.json());
+        }
+    }
+    for kind in ["text/x-shellscript", "application/octet-stream", "text/plain; charset=utf-8"] {
+        let answer = scene.client.raw(Method::PATCH, &scene.path("/pre-launch-script"), kind, kind).await;
+        assert_eq!(answer.status, 202, "{kind}");
+        scene.world.settle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_has_ended_says_so_when_it_is_called_off() {
+    let scene = Scene::start().await;
+    let accepted = scene.client.patch(&scene.path(""), json!({ "vcpu": 2 })).await.expect(202);
+    scene.world.settle().await;
+    let path = format!("/operations/{}/cancel", accepted["correlation_id"].as_str().expect("an id"));
+    let told = scene.client.post(&path, json!({})).await.expect(409);
+    assert_eq!(told["message"], json!("The operation has succeeded"));
 }

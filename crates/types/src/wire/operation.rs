@@ -213,6 +213,9 @@ pub struct AuditEvent {
     pub revision_before: Option<u64>,
     /// The revision in force after.
     pub revision_after: Option<u64>,
+    /// Names of the fields that an accepted operation changes.
+    #[serde(default)]
+    pub changed: Vec<String>,
     /// More, by kind.
     #[serde(default)]
     pub details: Value,

@@ -1,12 +1,13 @@
 //! Switching on and off.
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use casemate_types::ids::CvmUid;
 use casemate_types::patch::Restart;
 use casemate_types::version::ApiVersion;
 use casemate_types::wire;
 
+use super::update::if_match;
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::answer::{json, nothing};
@@ -20,8 +21,14 @@ use crate::workflow::power::{self, Order};
 /// Switches the machine on. One that is on already stays on.
 #[utoipa::path(post, path = "/cvms/{id}/start", tag = "power", params(("id" = CvmUid, Path)),
     responses((status = 200, description = "The CVM, `starting`", body = wire::Vm)))]
-pub async fn cvm_start(State(app): State<App>, on: On, params: Params, Body(_): Body) -> Result<Answer> {
-    let order = order(&app, &on, params)?;
+pub async fn cvm_start(
+    State(app): State<App>,
+    on: On,
+    params: Params,
+    headers: HeaderMap,
+    Body(_): Body,
+) -> Result<Answer> {
+    let order = order(&app, &on, params, &headers)?;
     answer(&app, on.caller.version, &power::start(&app, on.cvm, order).await?)
 }
 
@@ -30,8 +37,14 @@ pub async fn cvm_start(State(app): State<App>, on: On, params: Params, Body(_): 
 /// Cuts the power at once. Ends whatever is at work on the CVM, and never waits.
 #[utoipa::path(post, path = "/cvms/{id}/stop", tag = "power", params(("id" = CvmUid, Path)),
     responses((status = 200, description = "The CVM, `stopping`", body = wire::Vm)))]
-pub async fn cvm_stop(State(app): State<App>, on: On, params: Params, Body(_): Body) -> Result<Answer> {
-    let order = order(&app, &on, params)?;
+pub async fn cvm_stop(
+    State(app): State<App>,
+    on: On,
+    params: Params,
+    headers: HeaderMap,
+    Body(_): Body,
+) -> Result<Answer> {
+    let order = order(&app, &on, params, &headers)?;
     answer(&app, on.caller.version, &power::stop(&app, on.cvm, order).await?)
 }
 
@@ -40,8 +53,14 @@ pub async fn cvm_stop(State(app): State<App>, on: On, params: Params, Body(_): B
 /// Asks the guest to go down. If it does not, the operation fails and the machine goes on.
 #[utoipa::path(post, path = "/cvms/{id}/shutdown", tag = "power", params(("id" = CvmUid, Path)),
     responses((status = 200, description = "The CVM, `shutting_down`", body = wire::Vm)))]
-pub async fn cvm_shutdown(State(app): State<App>, on: On, params: Params, Body(_): Body) -> Result<Answer> {
-    let order = order(&app, &on, params)?;
+pub async fn cvm_shutdown(
+    State(app): State<App>,
+    on: On,
+    params: Params,
+    headers: HeaderMap,
+    Body(_): Body,
+) -> Result<Answer> {
+    let order = order(&app, &on, params, &headers)?;
     answer(&app, on.caller.version, &power::shutdown(&app, on.cvm, order).await?)
 }
 
@@ -50,8 +69,14 @@ pub async fn cvm_shutdown(State(app): State<App>, on: On, params: Params, Body(_
 /// Off and on again, with the configuration that it has. `force` skips asking the guest.
 #[utoipa::path(post, path = "/cvms/{id}/restart", tag = "power", params(("id" = CvmUid, Path)), request_body = Restart,
     responses((status = 200, description = "The CVM, `restarting`", body = wire::Vm)))]
-pub async fn cvm_restart(State(app): State<App>, on: On, params: Params, Body(body): Body) -> Result<Answer> {
-    let order = order(&app, &on, params)?;
+pub async fn cvm_restart(
+    State(app): State<App>,
+    on: On,
+    params: Params,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Answer> {
+    let order = order(&app, &on, params, &headers)?;
     let Restart { force } = Restart::from_json(&body).map_err(Error::Invalid)?;
     answer(&app, on.caller.version, &power::restart(&app, on.cvm, force, order).await?)
 }
@@ -61,19 +86,25 @@ pub async fn cvm_restart(State(app): State<App>, on: On, params: Params, Body(bo
 /// Removes the machine with its disk, for good. Ends whatever is at work on the CVM, and never waits.
 #[utoipa::path(delete, path = "/cvms/{id}", tag = "cvms", params(("id" = CvmUid, Path)),
     responses((status = 204, description = "Accepted: the CVM is being removed")))]
-pub async fn cvm_delete(State(app): State<App>, on: On, params: Params) -> Result<Answer> {
+pub async fn cvm_delete(
+    State(app): State<App>,
+    on: On,
+    params: Params,
+    headers: HeaderMap,
+) -> Result<Answer> {
     // `polling` chose between two ways to wait, of which there is only one here.
     params.only(&["polling"])?;
-    let order = Order { author: on.caller.author()?, receipt: on.caller.receipt(|_| Ok(nothing())) };
+    let receipt = on.caller.receipt(|_| Ok(nothing()));
+    let order = Order { author: on.caller.author()?, receipt, if_match: if_match(&headers) };
     power::delete(&app, on.cvm, order).await?;
     Ok(nothing())
 }
 
-fn order(app: &App, on: &On, params: Params) -> Result<Order> {
+fn order(app: &App, on: &On, params: Params, headers: &HeaderMap) -> Result<Order> {
     params.only(&[])?;
     let (app, version) = (app.clone(), on.caller.version);
     let receipt = on.caller.receipt(move |accepted| answer(&app, version, accepted));
-    Ok(Order { author: on.caller.author()?, receipt })
+    Ok(Order { author: on.caller.author()?, receipt, if_match: if_match(headers) })
 }
 
 fn answer(app: &App, version: ApiVersion, accepted: &Accepted) -> Result<Answer> {

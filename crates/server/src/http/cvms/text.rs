@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
+use casemate_types::error::codes;
 use casemate_types::ids::CvmUid;
 use casemate_types::patch::{CvmPatch, TextUpdate};
 use casemate_types::wire;
@@ -82,8 +83,21 @@ async fn read(headers: &HeaderMap, raw: Raw, field: &str) -> Result<(String, Map
             return Ok((text.clone(), body));
         }
         // A file sent without a word about its type is said to be a form.
+    } else if !is_text(&content_type) {
+        let message = format!("a body of type `{content_type}` is no text; send text, JSON or a form");
+        return Err(Error::rejected(codes::INVALID_REQUEST, field, message));
     }
     Ok((utf8(bytes.to_vec(), field)?, Map::new()))
+}
+
+/// Types under which clients send a text as it is.
+fn is_text(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    let known = ["", "application/octet-stream", "application/x-sh", "application/x-shellscript"];
+    // Of JSON only an empty body comes this far.
+    essence.starts_with("text/")
+        || ["yaml", "json"].iter().any(|word| essence.contains(word))
+        || known.contains(&essence)
 }
 
 fn utf8(bytes: Vec<u8>, field: &str) -> Result<String> {

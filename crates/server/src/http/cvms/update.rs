@@ -18,7 +18,7 @@ use crate::store::Answer;
 use crate::workflow::approval::{self, Proof};
 use crate::workflow::commit_token;
 use crate::workflow::operation::Kind;
-use crate::workflow::update::{self, Accepted, Outcome, Request};
+use crate::workflow::update::{self, Accepted, IfMatch, Outcome, Request};
 
 /// What a request on an update route wants done with its wish.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,9 +134,8 @@ pub async fn carry_out(
 }
 
 /// The state that the caller has seen, if it wants no other to be changed.
-fn if_match(headers: &HeaderMap) -> Option<String> {
-    let tag = headers.get(header::IF_MATCH)?.to_str().unwrap_or_default().trim();
-    (tag != "*").then(|| tag.trim_matches('"').to_owned())
+pub fn if_match(headers: &HeaderMap) -> Option<IfMatch> {
+    IfMatch::read(headers.get(header::IF_MATCH)?.to_str().unwrap_or_default())
 }
 
 /// 465: what has to be registered, and how to go on.

@@ -79,7 +79,8 @@ fn range(text: &str) -> Option<(Vec<u8>, Vec<u8>)> {
 /// A statement for the numbers of the CVMs that a [`Search`] finds in a workspace. Takes the names of parameters: that of the
 /// workspace, and those of the search.
 pub(super) fn found(workspace_id: &str, [names, low, high]: [&str; 3]) -> String {
-    let live = format!("c.workspace_id = {workspace_id} AND c.deleted_at IS NULL LIMIT {MOST}");
+    // The plus keeps SQLite from walking through the whole workspace instead.
+    let live = format!("+c.workspace_id = {workspace_id} AND c.deleted_at IS NULL LIMIT {MOST}");
     format!(
         "SELECT * FROM (SELECT rowid FROM cvm_search WHERE cvm_search MATCH {names} ORDER BY rowid DESC LIMIT {MOST})
          UNION ALL SELECT * FROM (SELECT c.id FROM cvm c WHERE c.vm_uuid BETWEEN {low} AND {high} AND {live})
