@@ -79,7 +79,12 @@ impl Failure {
         match &self.kind {
             Kind::Closed => 0,
             Kind::Usage(_) => 2,
-            Kind::Failed(_) | Kind::Sdk(_) => 1,
+            // Found before anything was sent: what was typed is wrong.
+            Kind::Sdk(error) => match &**error {
+                Error::Invalid(invalid) if invalid.failure.is_none() => 2,
+                _ => 1,
+            },
+            Kind::Failed(_) => 1,
         }
     }
 

@@ -118,7 +118,10 @@ fn cells(event: &AuditEvent) -> Vec<String> {
         event.seq.to_string(),
         human::time(event.at),
         event.actor.clone().unwrap_or_else(|| "the server".into()),
-        event.kind.clone(),
+        match event.changed.as_slice() {
+            [] => event.kind.clone(),
+            changed => format!("{} ({})", event.kind, changed.join(", ")),
+        },
         event.cvm_id.as_ref().map_or_else(|| NOTHING.into(), ToString::to_string),
         revision,
     ]

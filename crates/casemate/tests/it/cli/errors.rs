@@ -21,19 +21,19 @@ fn a_wrong_command_line_is_code_2_and_a_failed_request_code_1() {
         ("ops show 0198c1d2-0000-7000-8000-000000000000", 1, "hint: `casemate ops list`"),
         ("nodes fault lost lie", 1, "hint: `casemate nodes list`"),
         ("keys revoke key_lost --yes", 1, "hint: `casemate keys list`"),
-        ("cvms update web-1", 1, "error: nothing to update"),
+        ("cvms update web-1", 2, "error: nothing to update"),
         ("cvms update web-1 --memory 5", 1, "error: --memory: "),
         ("cvms update web-1 --disk-size 1G", 1, "error: --disk-size: "),
         (
             "cvms update web-1 --shutdown-timeout 1 --vcpu 2",
-            1,
+            2,
             "error: --shutdown-timeout: must be 10 to 1200",
         ),
         ("cvms update web-1 --image lost", 1, "ERR-02-010"),
         ("cvms rollback web-1 9", 1, "error: "),
         ("deploy -n web-1 -c app.yml --node sim-7", 1, "a CVM cannot move"),
         ("deploy -n web-2 -c app.yml --node sim-7", 1, "there are sim-1"),
-        ("cvms watch web-1 --until stopped --timeout 1", 1, "10 to 600"),
+        ("cvms watch web-1 --until stopped --timeout 1", 2, "10 to 600"),
     ] {
         let err = world.fails(line, code);
         assert!(err.contains(told), "{line}: {err}");
