@@ -14,27 +14,46 @@ need_rust() {
     "  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal && . \"\$HOME/.cargo/env\"" ""
 }
 
-# need_packages PACKAGE...: installs Debian packages, after listing them with their size and asking once.
-# YES=1, or no terminal to ask on, is a yes for root only; without rights it prints the command and stops.
-need_packages() {
-  [ $# -gt 0 ] || return 0
+# What is to be installed: for people, and as commands.
+noted=() commands=() needs_root=""
+
+# note WHAT COMMAND: something to be installed.
+note() { noted+=("$1") commands+=("$2"); }
+
+# note_packages PACKAGE...: Debian packages, with their size.
+note_packages() {
   have apt-get || stop "Missing: $*. Please install them with your system's package manager."
   local sudo="" size
   [ "$(id -u)" = 0 ] || sudo="sudo "
-  local update="${sudo}apt-get update -qq"
-  local install="${sudo}apt-get install -y --no-install-recommends $*"
   size=$(LC_ALL=C apt-get install --assume-no --no-install-recommends -o Debug::NoLocking=1 "$@" 2>/dev/null |
     sed -n 's/^After this operation, \(.*\) of additional disk space.*/\1/p' || true)
-  say "To be installed: the Debian packages $* (${size:-size known after apt-get update})"
-  if [ "$(id -u)" = 0 ] && { [ "${YES:-}" = 1 ] || [ ! -t 0 ]; }; then
+  needs_root=1
+  note "the Debian packages $* (${size:-size known after apt-get update})" \
+    "${sudo}apt-get update -qq && ${sudo}env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $*"
+}
+
+# install_noted: lists what was noted, asks once, and installs it.
+# YES=1, or no terminal to ask on, is a yes for root only; without rights it prints the commands and stops.
+install_noted() {
+  [ ${#noted[@]} -gt 0 ] || return 0
+  local answer root="" command
+  [ "$(id -u)" != 0 ] || root=1
+  say "To be installed:" "${noted[@]/#/  }"
+  if [ "$root" ] && { [ "${YES:-}" = 1 ] || [ ! -t 0 ]; }; then
     :
-  elif [ -t 0 ] && [ "${YES:-}" != 1 ] && { [ "$(id -u)" = 0 ] || have sudo; }; then
-    local answer
-    read -r -p "Install them now? [y/N] " answer
-    case "$answer" in [yY]*) ;; *) stop "Nothing was installed. Later: $install" ;; esac
+  elif [ -t 0 ] && [ "${YES:-}" != 1 ] && { [ "$root" ] || [ ! "$needs_root" ] || have sudo; }; then
+    read -r -p "Install this now? [y/N] " answer
+    case "$answer" in [yY]*) ;; *) stop "Nothing was installed. Later:" "" "${commands[@]/#/  }" "" ;; esac
   else
-    stop "This needs root. Please run it, then try again:" "" "  $update && $install" ""
+    stop "Nobody here can say yes to that. Please run this, then try again:" "" "${commands[@]/#/  }" ""
   fi
-  $update
-  DEBIAN_FRONTEND=noninteractive $install
+  for command in "${commands[@]}"; do eval "$command"; done
+  noted=() commands=() needs_root=""
+}
+
+# need_packages PACKAGE...: the same for Debian packages alone.
+need_packages() {
+  [ $# -gt 0 ] || return 0
+  note_packages "$@"
+  install_noted
 }
