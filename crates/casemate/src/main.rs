@@ -25,10 +25,21 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// A cloud for confidential virtual machines, and the commands to use one.
 #[derive(Parser)]
 #[command(name = "casemate", version, propagate_version = true, max_term_width = 100)]
+#[cfg_attr(feature = "server", command(after_help = START))]
 struct Arguments {
+    #[cfg(feature = "client")]
+    #[command(flatten)]
+    early: casemate_cli::Early,
     #[command(subcommand)]
     command: Command,
 }
+
+/// Where to begin.
+#[cfg(feature = "server")]
+const START: &str = "To begin:
+  casemate dev --demo      a whole cloud on this machine, with an example app
+  casemate deploy          in another terminal, in a folder with a compose file
+  casemate cvms list";
 
 #[derive(Subcommand)]
 enum Command {
@@ -73,9 +84,16 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command {
         #[cfg(feature = "server")]
-        Command::Server(command) => run_server(command),
+        Command::Server(command) => {
+            #[cfg(feature = "client")]
+            if let Some(option) = arguments.early.given() {
+                eprintln!("error: {option} is an option of commands that talk to a server");
+                return ExitCode::from(2);
+            }
+            run_server(command)
+        }
         #[cfg(feature = "client")]
-        Command::Client(command) => casemate_cli::run(command, PROGRAM),
+        Command::Client(command) => casemate_cli::run(command, arguments.early, PROGRAM),
     }
 }
 

@@ -43,6 +43,18 @@ impl Context {
             return Ok(client);
         }
         let settings = self.settings()?;
+        if settings.is_nothing() {
+            return Err(Failure::failed("no server is named, and there is no API key")
+                .hint(
+                    "`casemate dev` runs a cloud here; in its folder commands find it, elsewhere after `source \
+                     FOLDER/.casemate/dev.env`",
+                )
+                .hint(format!(
+                    "`casemate login --api-url URL` remembers another server; for Phala Cloud, `casemate login` or {} \
+                     is enough",
+                    casemate_sdk::API_KEY_VAR
+                )));
+        }
         let client = client(&settings.url, settings.key.as_ref().map(|key| key.secret.as_str()))?;
         Ok(self.client.get_or_init(|| client))
     }

@@ -144,5 +144,7 @@ mod tests {
         assert_eq!(Failure::failed("no").code(), 1);
         assert_eq!(Failure::from(Error::WatchEnded { attempts: 1 }).code(), 1);
         assert_eq!(Failure::usage("no").code(), 2);
+        let typed = casemate_sdk::Client::builder().base_url("nowhere").build().unwrap_err();
+        assert_eq!(Failure::from(typed).code(), 2);
     }
 }

@@ -42,6 +42,11 @@ fn text(error: &Error, about: Option<&About>) -> String {
         (Error::NotFound(answer), Some(About::Cvm(name))) if answer.body.message() == "CVM not found" => {
             format!("there is no cvm `{name}`")
         }
+        (Error::NotFound(answer), Some(About::Cvm(name)))
+            if answer.body.message() == "Revision not found" =>
+        {
+            format!("{name} has no such revision")
+        }
         (Error::Conflict(answer), _) => message(answer),
         (Error::Unsupported { what, base_url }, _) => {
             format!("only a Casemate server has {what}, and {base_url} is something else")
@@ -113,9 +118,11 @@ fn typed_as(field: &str) -> Option<&'static str> {
         "instance_type" => "--instance-type",
         "image" | "os_image_name" => "--image",
         "shutdown_timeout" => "--shutdown-timeout",
+        "timeout" => "--timeout",
         "teepod_id" | "node_id" => "--node",
         "region" => "--region",
         "compose_hash" => "COMPOSE HASH",
+        "correlation_id" => "OPERATION",
         "transaction_hash" => "TRANSACTION",
         "base_url" => "--api-url",
         "api_key" => "--api-key",
@@ -141,8 +148,13 @@ fn hints(cx: &Context, error: &Error, about: Option<&About>) -> Vec<String> {
         Error::NotFound(answer) if answer.body.message() == NO_ROUTE => {
             vec!["the server does not know this; it may be older than this program".into()]
         }
-        Error::NotFound(_) => match about {
-            Some(About::Cvm(_)) => vec![list("cvms")],
+        Error::NotFound(answer) => match about {
+            Some(About::Cvm(name)) => vec![match answer.body.message().as_str() {
+                "Revision not found" => {
+                    format!("`casemate cvms revisions {name}` shows those that there are")
+                }
+                _ => list("cvms"),
+            }],
             Some(About::Operation) => vec![list("ops")],
             Some(About::Node) => vec![list("nodes")],
             Some(About::Key) => vec![list("keys")],
@@ -183,6 +195,9 @@ fn hints(cx: &Context, error: &Error, about: Option<&About>) -> Vec<String> {
         Error::Api(answer) if answer.status >= 500 => {
             let id = answer.request_id.as_ref();
             id.map(|id| format!("the server's log has more about request {id}")).into_iter().collect()
+        }
+        Error::Invalid(invalid) if invalid.fields.iter().any(|field| field.field() == "correlation_id") => {
+            vec![list("ops")]
         }
         Error::Invalid(invalid) if invalid.fields.iter().any(|field| field.field() == "body") => {
             vec!["`--help` lists what can be given".into()]

@@ -57,7 +57,7 @@ pub(crate) fn between(from: Timestamp, to: Timestamp) -> u64 {
 /// Memory of so many MB, in GB where that is a whole number.
 pub(crate) fn megabytes(mb: u64) -> String {
     match mb {
-        0 => "0 MB".to_owned(),
+        0 => "0 GB".to_owned(),
         mb if mb.is_multiple_of(1024) => format!("{} GB", mb / 1024),
         mb => format!("{mb} MB"),
     }
@@ -111,6 +111,6 @@ mod tests {
 
     #[test]
     fn memory_is_in_gb_where_it_can_be() {
-        assert_eq!([0, 512, 1024, 1536, 8192].map(megabytes), ["0 MB", "512 MB", "1 GB", "1536 MB", "8 GB"]);
+        assert_eq!([0, 512, 1024, 1536, 8192].map(megabytes), ["0 GB", "512 MB", "1 GB", "1536 MB", "8 GB"]);
     }
 }

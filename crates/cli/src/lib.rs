@@ -36,6 +36,8 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::options::Options;
 
+pub use crate::options::Early;
+
 /// A client command. Only the one that is called is put together: a program that starts in a few milliseconds has no time
 /// for the others.
 #[derive(clap::Subcommand)]
@@ -107,9 +109,9 @@ pub struct FolderKey {
     pub name: String,
 }
 
-/// Runs a command to its end. It has then said everything.
-pub fn run(command: Command, program: Program) -> ExitCode {
-    let cx = Context::new(command.options().clone(), program);
+/// Runs a command to its end, with the options that were given in front of it. It has then said everything.
+pub fn run(command: Command, early: Early, program: Program) -> ExitCode {
+    let cx = Context::new(command.options().clone().or(early), program);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

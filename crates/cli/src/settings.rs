@@ -113,6 +113,13 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Nobody has named a server or a key, so that there is nothing to ask and nobody to ask it as.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.url_from == Origin::Default && self.key.is_none()
+    }
+}
+
 /// What `login` stored, or else what `dev` wrote here.
 fn stored(environment: &Environment) -> Result<Option<(Profile, Origin)>, Failure> {
     if let Some(path) = profile::path(environment)

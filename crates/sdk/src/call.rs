@@ -249,8 +249,8 @@ impl Call {
         *request.body_mut() = self.body.clone().map(Into::into);
         let sent = self.client.transport(url)?.execute(request).await;
         let response = sent.map_err(|error| transport(shown(url), error))?;
-        if response.headers().contains_key(CASEMATE) {
-            self.client.saw_casemate();
+        if let Some(signature) = response.headers().get(CASEMATE) {
+            self.client.saw_casemate(signature);
         }
         Ok(response)
     }

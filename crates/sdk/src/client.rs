@@ -56,6 +56,8 @@ pub(crate) struct Inner {
     https: OnceLock<Result<reqwest::Client, String>>,
     /// What answers at `base`: one of the constants below.
     server: AtomicU8,
+    /// How a Casemate server has signed.
+    version: OnceLock<String>,
 }
 
 const UNASKED: u8 = 0;
@@ -124,8 +126,18 @@ impl Client {
         Ok(self.inner.server.load(Ordering::Relaxed) == CASEMATE)
     }
 
-    /// An answer was signed by a Casemate server.
-    pub(crate) fn saw_casemate(&self) {
+    /// The version of the Casemate server at the base URL; `None` if another server answers there. Asked for as by
+    /// [`is_casemate`](Self::is_casemate).
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn casemate_version(&self) -> Result<Option<String>> {
+        Ok(if self.is_casemate().await? { self.inner.version.get().cloned() } else { None })
+    }
+
+    /// An answer was signed by a Casemate server, with its version.
+    pub(crate) fn saw_casemate(&self, signature: &HeaderValue) {
+        self.inner.version.get_or_init(|| String::from_utf8_lossy(signature.as_bytes()).into_owned());
         self.inner.server.store(CASEMATE, Ordering::Relaxed);
     }
 
@@ -308,6 +320,7 @@ impl Builder {
                 http: OnceLock::new(),
                 https: OnceLock::new(),
                 server: AtomicU8::new(UNASKED),
+                version: OnceLock::new(),
             }),
         })
     }

@@ -1,6 +1,7 @@
 //! What every update route takes besides its fields.
 
-use casemate_types::patch::{OnFailure, UpdateOptions};
+use casemate_types::error::FieldError;
+use casemate_types::patch::{CvmPatch, OnFailure, UpdateOptions};
 use casemate_types::wire;
 
 use crate::call::Call;
@@ -11,6 +12,8 @@ use crate::error::Result;
 pub(crate) struct How {
     pub(crate) on_failure: Option<OnFailure>,
     pub(crate) force_restart: bool,
+    pub(crate) shutdown_timeout: Option<u32>,
+    pub(crate) allow_force_stop: Option<bool>,
     pub(crate) if_match: Option<String>,
     pub(crate) idempotency_key: Option<String>,
 }
@@ -18,12 +21,31 @@ pub(crate) struct How {
 impl How {
     /// The part that goes into the body.
     pub(crate) fn options(&self) -> UpdateOptions {
-        UpdateOptions { on_failure: self.on_failure, force_restart: self.force_restart }
+        UpdateOptions {
+            on_failure: self.on_failure,
+            force_restart: self.force_restart,
+            shutdown_timeout: self.shutdown_timeout,
+            allow_force_stop: self.allow_force_stop,
+        }
     }
 
-    /// Says that the body has fields that only Casemate knows, if it has.
+    /// Checks them, and says that the body has fields that only Casemate knows, if it has.
     pub(crate) fn in_body(&self, call: Call) -> Call {
-        call.only_casemate_if(self.on_failure.is_some(), "on_failure")
+        self.in_patch(call)
+            .only_casemate_if(self.shutdown_timeout.is_some(), "shutdown_timeout on this route")
+            .only_casemate_if(self.allow_force_stop.is_some(), "allow_force_stop on this route")
+    }
+
+    /// The same for the one route where every server knows how the machine is to be stopped.
+    pub(crate) fn in_patch(&self, call: Call) -> Call {
+        let limits = CvmPatch::MIN_SHUTDOWN_TIMEOUT..=CvmPatch::MAX_SHUTDOWN_TIMEOUT;
+        let outside = self.shutdown_timeout.filter(|seconds| !limits.contains(seconds));
+        let problem = outside.map(|seconds| {
+            let text = format!("must be {} to {} seconds, not {seconds}", limits.start(), limits.end());
+            FieldError::body("shutdown_timeout", "value_error", text)
+        });
+        call.problems(problem)
+            .only_casemate_if(self.on_failure.is_some(), "on_failure")
             .only_casemate_if(self.force_restart, "force_restart")
     }
 
@@ -86,6 +108,21 @@ macro_rules! update_options {
         /// Restarts the machine even if nothing changes. Needs Casemate.
         pub fn force_restart(mut self) -> Self {
             self.how.force_restart = true;
+            self
+        }
+
+        /// How long the guest may take to shut down, in seconds: 10 to 1200. 60 by default. Outside
+        /// [`Cvm::patch`](crate::Cvm::patch), needs Casemate.
+        #[doc(alias = "shutdown_timeout")]
+        pub fn shutdown_timeout_secs(mut self, seconds: u32) -> Self {
+            self.how.shutdown_timeout = Some(seconds);
+            self
+        }
+
+        /// Whether the machine is switched off when that time is over; by default the update then fails, with nothing
+        /// applied. Outside [`Cvm::patch`](crate::Cvm::patch), needs Casemate.
+        pub fn allow_force_stop(mut self, allow: bool) -> Self {
+            self.how.allow_force_stop = Some(allow);
             self
         }
     };

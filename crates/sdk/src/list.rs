@@ -108,6 +108,11 @@ impl ByCursor<wire::AuditPage> {
     pub fn after(self, seq: u64) -> Self {
         self.cursor(seq)
     }
+
+    /// Only what concerns this CVM.
+    pub fn cvm(self, id: impl Display) -> Self {
+        self.query("cvm", id)
+    }
 }
 
 impl Cursor for wire::OperationPage {

@@ -293,24 +293,6 @@ impl Patch {
         self
     }
 
-    /// How long the guest may take to shut down, in seconds: 10 to 1200. 60 by default.
-    #[doc(alias = "shutdown_timeout")]
-    pub fn shutdown_timeout_secs(mut self, seconds: u32) -> Self {
-        let limits = CvmPatch::MIN_SHUTDOWN_TIMEOUT..=CvmPatch::MAX_SHUTDOWN_TIMEOUT;
-        if !limits.contains(&seconds) {
-            let text = format!("must be {} to {} seconds, not {seconds}", limits.start(), limits.end());
-            self.problems.push(FieldError::body("shutdown_timeout", "value_error", text));
-        }
-        self.body.shutdown_timeout = Sparse::Value(seconds);
-        self
-    }
-
-    /// Whether the machine is switched off when that time is over.
-    pub fn allow_force_stop(mut self, allow: bool) -> Self {
-        self.body.allow_force_stop = Sparse::Value(allow);
-        self
-    }
-
     /// Shown in the public directory. Alone, no restart.
     pub fn listed(mut self, listed: bool) -> Self {
         self.body.listed = Sparse::Value(listed);
@@ -340,6 +322,8 @@ impl Patch {
         let mut body = self.body.clone();
         body.on_failure = self.how.on_failure.into();
         body.force_restart = if self.how.force_restart { Sparse::Value(true) } else { Sparse::Absent };
+        body.shutdown_timeout = self.how.shutdown_timeout.into();
+        body.allow_force_stop = self.how.allow_force_stop.into();
         let nothing = body
             .is_empty()
             .then(|| FieldError::body("body", "missing", "nothing to update: give at least one field"));
@@ -355,7 +339,7 @@ impl Patch {
             .problems(self.problems.iter().cloned().chain(nothing).chain(long))
             .only_casemate_if(body.name.is_value(), "a name among other changes");
         let call = if self.prepare_only { call.header("x-prepare-only", true) } else { call };
-        self.how.in_headers(self.how.in_body(call))
+        self.how.in_headers(self.how.in_patch(call))
     }
 
     /// Sends it.

@@ -464,7 +464,8 @@ impl Rollback {
 
     fn call(&self) -> Call {
         let body = RollbackBody { revision: self.revision, options: self.how.options() };
-        self.how.in_headers(self.cvm.call(Method::POST, ["rollback"]).only_casemate("a rollback").json(&body))
+        let call = self.cvm.call(Method::POST, ["rollback"]).only_casemate("a rollback").json(&body);
+        self.how.in_headers(self.how.in_body(call))
     }
 
     /// Sends it.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use casemate_sdk::Error;
 use casemate_sdk::ids::CvmUid;
 use casemate_sdk::wire::{AuditEvent, AuditPage};
+use casemate_sdk::{ByCursor, Error};
 use clap::Args;
 use futures_util::TryStreamExt;
+use serde_json::Value;
 
 use crate::context::Context;
 use crate::error::{AboutExt, Result};
@@ -42,13 +43,19 @@ impl Audit {
             Some(name) => Some(uid(cx, name).await?),
             None => None,
         };
+        // A server that is older sends everything.
         let wanted = |event: &AuditEvent| only.is_none() || event.cvm_id == only;
-        if self.follow {
-            return follow(cx, self.after.unwrap_or(0), wanted).await;
+        let mut trail = cx.client()?.audit();
+        if let Some(cvm) = &only {
+            trail = trail.cvm(cvm);
         }
-        let mut events = cx.client()?.audit().after(self.after.unwrap_or(0)).limit(PAGE).stream();
-        let mut items: Vec<AuditEvent> = Vec::new();
+        if self.follow {
+            return follow(cx, trail, self.after.unwrap_or(0), wanted).await;
+        }
         let limit = self.limit.unwrap_or(usize::MAX);
+        let page = u32::try_from(limit).unwrap_or(PAGE).clamp(1, PAGE);
+        let mut events = trail.after(self.after.unwrap_or(0)).limit(page).stream();
+        let mut items: Vec<AuditEvent> = Vec::new();
         while items.len() < limit
             && let Some(event) = events.try_next().await?
         {
@@ -66,11 +73,15 @@ impl Audit {
     }
 }
 
-async fn follow(cx: &Context, after: u64, wanted: impl Fn(&AuditEvent) -> bool) -> Result<()> {
-    let client = cx.client()?;
+async fn follow(
+    cx: &Context,
+    trail: ByCursor<AuditPage>,
+    after: u64,
+    wanted: impl Fn(&AuditEvent) -> bool,
+) -> Result<()> {
     let mut after = after;
     loop {
-        let page = client.audit().after(after).limit(PAGE).send().await?;
+        let page = trail.clone().after(after).limit(PAGE).send().await?;
         for event in page.items {
             after = event.seq;
             if wanted(&event) {
@@ -118,11 +129,37 @@ fn cells(event: &AuditEvent) -> Vec<String> {
         event.seq.to_string(),
         human::time(event.at),
         event.actor.clone().unwrap_or_else(|| "the server".into()),
-        match event.changed.as_slice() {
-            [] => event.kind.clone(),
-            changed => format!("{} ({})", event.kind, changed.join(", ")),
-        },
+        what(event),
         event.cvm_id.as_ref().map_or_else(|| NOTHING.into(), ToString::to_string),
         revision,
     ]
+}
+
+/// What happened, with the step that it happened in and what the server notes.
+fn what(event: &AuditEvent) -> String {
+    let detail = |name| event.details.get(name).and_then(Value::as_str);
+    let step = detail("step").map(|step| format!(" ({step})")).unwrap_or_default();
+    let note = detail("note").map(|note| format!(": {note}")).unwrap_or_default();
+    let changed = match event.changed.as_slice() {
+        [] => String::new(),
+        fields => format!(" ({})", fields.join(", ")),
+    };
+    format!("{}{step}{changed}{note}", event.kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_event_names_its_step_and_what_is_noted() {
+        let told = |details: Value| {
+            let event = json!({ "seq": 1, "at": "2026-03-01T12:00:00Z", "kind": "step.finished", "details": details });
+            what(&serde_json::from_value(event).unwrap())
+        };
+        assert_eq!(told(json!({ "step": "stop", "note": null })), "step.finished (stop)");
+        assert_eq!(told(json!({ "step": null, "note": "key_a" })), "step.finished: key_a");
+        assert_eq!(told(Value::Null), "step.finished");
+    }
 }

@@ -8,6 +8,7 @@ use casemate_sdk::types::compose::{ComposeDoc, Flag};
 use casemate_sdk::types::patch::{GpuPatch, OnFailure};
 use clap::Args;
 
+use crate::context::Context;
 use crate::error::Result;
 use crate::value::{Disk, EnvArg, Gpus, Input, Memory, read_env, read_file};
 
@@ -19,7 +20,8 @@ pub(crate) struct App {
     #[arg(long, short, value_name = "FILE")]
     pub(crate) compose: Option<Input>,
     /// Environment variable, or a file with some; can be repeated. All of them together replace the whole environment.
-    /// They are sealed here: the server cannot read them
+    /// They are sealed here, so that the server cannot read them, and anew each time: giving them is always a change, and
+    /// restarts a CVM even if all values are the old ones
     #[arg(long, short, value_name = "KEY=VALUE|FILE")]
     pub(crate) env: Vec<EnvArg>,
     /// Script that runs before the containers start; an empty file removes it
@@ -124,6 +126,21 @@ impl App {
 }
 
 impl Texts {
+    /// Anything was given.
+    pub(crate) fn is_some(&self) -> bool {
+        let Self { compose, env, pre_launch_script, user_config } = self;
+        compose.is_some() || env.is_some() || pre_launch_script.is_some() || user_config.is_some()
+    }
+
+    /// Says why an environment is part of every plan.
+    pub(crate) fn note_on_env(&self, cx: &Context) {
+        if self.env.is_some() {
+            cx.out.note(
+                "The environment is sealed anew each time, so it counts as changed even if all values are the old ones.",
+            );
+        }
+    }
+
     /// The names of the variables of the new environment.
     pub(crate) fn env_names(&self) -> Option<Vec<String>> {
         self.env.as_ref().map(|vars| vars.iter().map(|var| var.key.clone()).collect())
@@ -145,6 +162,17 @@ impl Texts {
 }
 
 impl Machine {
+    /// Anything was given.
+    pub(crate) fn is_some(&self) -> bool {
+        let Self { instance_type, vcpu, memory, disk_size, gpus, image } = self;
+        instance_type.is_some()
+            || vcpu.is_some()
+            || memory.is_some()
+            || disk_size.is_some()
+            || gpus.is_some()
+            || image.is_some()
+    }
+
     pub(crate) fn patch(&self, mut patch: Patch) -> Patch {
         if let Some(name) = &self.instance_type {
             patch = patch.instance_type(name);
@@ -175,6 +203,12 @@ impl Gpus {
 }
 
 impl Visibility {
+    /// Anything was given.
+    pub(crate) fn is_some(&self) -> bool {
+        let Self { listed, public_logs, public_sysinfo, public_tcbinfo } = self;
+        [listed, public_logs, public_sysinfo, public_tcbinfo].into_iter().any(Option::is_some)
+    }
+
     pub(crate) fn patch(&self, mut patch: Patch) -> Patch {
         if let Some(listed) = self.listed {
             patch = patch.listed(listed);

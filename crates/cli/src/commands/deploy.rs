@@ -8,6 +8,7 @@ use casemate_sdk::{Deploy as Creation, Error, wire};
 use clap::Args;
 
 use super::changes::{App, How, Machine, Texts, Visibility};
+use super::nodes;
 use super::outcome::{self, Change, Waiting};
 use crate::context::Context;
 use crate::error::{AboutExt, Failure, Result};
@@ -18,11 +19,17 @@ use crate::value::{Disk, Memory, read_file};
 /// The files that docker compose looks for, in its order.
 const USUAL_FILES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
 
+/// Says what is taken where no file is named; a test holds it against the list above.
+const COMPOSE_HELP: &str = "docker-compose file, or - for standard input [default: the first of compose.yaml, compose.yml, \
+                            docker-compose.yml, docker-compose.yaml in this folder]";
+
 /// Deploy an app: makes the CVM of this name, or updates it
 ///
 /// The same command can be given again and again: a CVM that is like this already is left alone, one that differs is updated
-/// with one restart. Only what is named changes.
+/// with one restart. Only what is named changes. Variables are the exception: each time they are given they are sealed anew and
+/// count as changed, so leave -e out where they stay as they are.
 #[derive(Args)]
+#[command(mut_arg("compose", |arg| arg.help(COMPOSE_HELP)))]
 #[command(after_help = "Examples:
   casemate deploy                                 the compose file of this folder, under its name
   casemate deploy -n web-1 -c app.yml -e .env --memory 4G
@@ -125,7 +132,7 @@ impl Deploy {
             creation = creation.os_image(image);
         }
         if let Some(node) = &self.place.node {
-            creation = creation.node(node_number(cx, node).await?);
+            creation = creation.node(nodes::number(cx, node).await?);
         }
         if let Some(region) = &self.place.region {
             creation = creation.region(region);
@@ -141,6 +148,12 @@ impl Deploy {
 
     async fn update(self, cx: &Context, name: &str, texts: &Texts, now: &wire::Cvm) -> Result<()> {
         self.place.check(name, now)?;
+        if !(texts.is_some() || self.machine.is_some() || self.visibility.is_some() || self.how.force_restart)
+        {
+            return cx.out.result(now, |_| {
+                format!("{name} exists already, and there is no compose file or option to change it: nothing changed.")
+            });
+        }
         let cvm = cx.client()?.cvm(name);
         let mut patch = texts.patch(cvm.patch());
         patch = self.visibility.patch(self.machine.patch(patch));
@@ -149,7 +162,9 @@ impl Deploy {
         }
         patch = self.how.patch(patch);
         if self.how.dry_run {
-            return outcome::plan(cx, name, patch.dry_run().send().await.about_cvm(name)?);
+            outcome::plan(cx, name, patch.dry_run().send().await.about_cvm(name)?)?;
+            texts.note_on_env(cx);
+            return Ok(());
         }
         let outcome = patch.send().await.about_cvm(name)?;
         let change = Change { cvm: name, doing: "Updating", done: "updated", waiting: self.waiting };
@@ -198,20 +213,6 @@ fn usual_file(cx: &Context) -> Result<Option<String>> {
     path.as_deref().map(read_file).transpose()
 }
 
-/// The number of a node that was named.
-async fn node_number(cx: &Context, node: &str) -> Result<i64> {
-    if let Ok(number) = node.parse() {
-        return Ok(number);
-    }
-    let nodes = cx.client()?.available_nodes().await?.nodes;
-    let known = nodes.iter().find(|known| known.name.eq_ignore_ascii_case(node));
-    known.map(|known| known.teepod_id).ok_or_else(|| {
-        let names: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
-        Failure::failed(format!("--node: there is no node `{node}`"))
-            .hint(format!("there are {}", names.join(", ")))
-    })
-}
-
 fn would_create(cx: &Context, name: &str, answer: wire::ProvisionAnswer) -> Result<()> {
     for warning in &answer.warnings {
         cx.out.warning(warning);
@@ -224,13 +225,19 @@ fn would_create(cx: &Context, name: &str, answer: wire::ProvisionAnswer) -> Resu
             ("compose hash", Some(answer.compose_hash.to_string())),
             ("OS image hash", answer.os_image_hash.as_deref().map(human::short)),
         ]);
-        format!("{name} would be created:\n{known}")
+        let known: Vec<_> = known.lines().map(|line| format!("  {line}")).collect();
+        format!("{name} would be created:\n{}", known.join("\n"))
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_names_the_files_that_are_looked_for() {
+        assert!(COMPOSE_HELP.contains(&USUAL_FILES.join(", ")));
+    }
 
     #[test]
     fn a_folder_gives_its_name_to_the_app() {

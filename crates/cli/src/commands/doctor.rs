@@ -4,7 +4,7 @@ use casemate_sdk::Error;
 use clap::Args;
 use serde::Serialize;
 
-use crate::context::Context;
+use crate::context::{self, Context};
 use crate::error::{Failure, Result};
 use crate::output::Colour;
 use crate::profile;
@@ -37,7 +37,7 @@ impl Doctor {
 
 async fn checks(cx: &Context) -> Result<Vec<Check>> {
     let settings = cx.settings()?;
-    let client = cx.client()?;
+    let client = context::client(&settings.url, settings.key.as_ref().map(|key| key.secret.as_str()))?;
     let mut checks = Vec::new();
     let mut check = |what, ok, found| checks.push(Check { what, ok, found });
     check("program", true, format!("casemate {}", env!("CARGO_PKG_VERSION")));
@@ -59,15 +59,15 @@ async fn checks(cx: &Context) -> Result<Vec<Check>> {
         let (ok, found) = secrecy(&path);
         check("profile", ok, found);
     }
-    match client.is_casemate().await {
+    match client.casemate_version().await {
         Err(error) => {
             let cause =
                 std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
             check("server", false, format!("{error}{cause}"));
             return Ok(checks);
         }
-        Ok(true) => check("server", true, "a Casemate answers".into()),
-        Ok(false) => check(
+        Ok(Some(version)) => check("server", true, format!("Casemate {version}")),
+        Ok(None) => check(
             "server",
             true,
             "it answers, and is not Casemate: dry runs, operations and revisions need one".into(),

@@ -85,6 +85,29 @@ fn rows(nodes: &[wire::Node]) -> String {
     )
 }
 
+/// The number of a node that was named, by its name or number.
+pub(crate) async fn number(cx: &Context, node: &str) -> Result<i64> {
+    if let Ok(number) = node.parse() {
+        return Ok(number);
+    }
+    let client = cx.client()?;
+    // Only Casemate lists nodes that are full or away, too.
+    let known: Vec<(i64, String)> = if client.is_casemate().await? {
+        client.nodes().await?.into_iter().map(|node| (node.id, node.name)).collect()
+    } else {
+        let room = client.available_nodes().await?;
+        room.nodes.into_iter().map(|node| (node.teepod_id, node.name)).collect()
+    };
+    match known.iter().find(|(_, name)| name.eq_ignore_ascii_case(node)) {
+        Some((number, _)) => Ok(*number),
+        None => {
+            let names: Vec<_> = known.iter().map(|(_, name)| name.as_str()).collect();
+            Err(Failure::failed(format!("--node: there is no node `{node}`"))
+                .hint(format!("there are {}", names.join(", "))))
+        }
+    }
+}
+
 /// Faults as they can be typed: a server gives each as a small JSON text or as a word.
 fn faults(faults: &[String]) -> String {
     let word = |text: &String| {

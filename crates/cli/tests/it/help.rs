@@ -8,6 +8,8 @@ use clap::{Command, CommandFactory, Parser};
 #[derive(Parser)]
 #[command(name = "casemate", max_term_width = 100)]
 pub(crate) struct Program {
+    #[command(flatten)]
+    early: casemate_cli::Early,
     #[command(subcommand)]
     pub(crate) command: casemate_cli::Command,
 }

@@ -91,6 +91,7 @@ async fn a_cvm_from_its_deployment_to_its_removal() {
     let cloud = Cloud::start().await;
     let client = &cloud.client;
     assert!(client.is_casemate().await.unwrap());
+    assert_eq!(client.casemate_version().await.unwrap().as_deref(), Some(env!("CARGO_PKG_VERSION")));
     assert_eq!(client.me().await.unwrap().workspace.name, "test");
 
     let deploy =

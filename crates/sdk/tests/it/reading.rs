@@ -37,6 +37,17 @@ async fn a_stream_by_cursor_follows_it_and_keeps_the_filter() {
 }
 
 #[tokio::test]
+async fn the_audit_trail_is_filtered_by_the_server() {
+    let page = |next: Option<&str>| Reply::json(200, json!({ "items": [], "next_cursor": next }));
+    let server = Server::casemate([page(Some("7")), page(None)]).await;
+    let trail = server.client().audit().cvm("cvm_AR0ShvD7NR").after(3).limit(4);
+    let _: Vec<_> = trail.stream().try_collect().await.unwrap();
+    let asked =
+        ["GET /audit?cvm=cvm_AR0ShvD7NR&after=3&limit=4", "GET /audit?cvm=cvm_AR0ShvD7NR&limit=4&after=7"];
+    assert_eq!(server.lines(), asked);
+}
+
+#[tokio::test]
 async fn an_error_ends_a_stream() {
     let server = Server::other([Reply::json(403, json!({ "detail": "no" }))]).await;
     let mut list = server.client().cvms().stream();

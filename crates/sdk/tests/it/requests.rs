@@ -61,6 +61,10 @@ async fn what_cannot_be_right_is_not_sent() {
         field(cvm.patch().vcpu(1).shutdown_timeout_secs(5).send().await.unwrap_err()),
         "shutdown_timeout"
     );
+    assert_eq!(
+        field(cvm.os_image("dstack-0.5.5").shutdown_timeout_secs(1201).send().await.unwrap_err()),
+        "shutdown_timeout"
+    );
     assert_eq!(field(cvm.patch().compose(&long).send().await.unwrap_err()), "docker_compose_file");
     assert_eq!(field(cvm.confirm("beef", "already-registered").send().await.unwrap_err()), "compose_hash");
     assert_eq!(field(cvm.confirm(HASH, "0xbeef").send().await.unwrap_err()), "transaction_hash");
@@ -91,6 +95,15 @@ async fn what_only_casemate_has_fails_before_anything_is_sent() {
     };
     let patch = || cvm.patch().vcpu(4);
     assert_eq!(unsupported(patch().dry_run().send().await.unwrap_err()), "a dry run");
+    let resources = || client.cvm("web-1").resources().vcpu(2);
+    assert_eq!(
+        unsupported(resources().shutdown_timeout_secs(30).send().await.unwrap_err()),
+        "shutdown_timeout on this route"
+    );
+    assert_eq!(
+        unsupported(resources().allow_force_stop(true).send().await.unwrap_err()),
+        "allow_force_stop on this route"
+    );
     assert_eq!(unsupported(patch().on_failure(OnFailure::Hold).send().await.unwrap_err()), "on_failure");
     assert_eq!(unsupported(patch().force_restart().send().await.unwrap_err()), "force_restart");
     assert_eq!(unsupported(patch().if_match("1.2").send().await.unwrap_err()), "If-Match");
@@ -155,6 +168,8 @@ async fn an_update_of_one_aspect_has_the_body_of_its_route() {
         .memory_mb(8192)
         .disk_gb(100)
         .on_failure(OnFailure::Hold)
+        .shutdown_timeout_secs(30)
+        .allow_force_stop(true)
         .send()
         .await
         .unwrap();
@@ -171,7 +186,8 @@ async fn an_update_of_one_aspect_has_the_body_of_its_route() {
 
     let asked = server.asked();
     assert_eq!(asked[0].line(), "PATCH /cvms/web-1/resources");
-    let body = json!({ "vcpu": 4, "memory": 8192, "disk_size": 100, "on_failure": "hold" });
+    let body = json!({ "vcpu": 4, "memory": 8192, "disk_size": 100, "on_failure": "hold",
+        "shutdown_timeout": 30, "allow_force_stop": true });
     assert_eq!(asked[0].json(), body);
     assert_eq!(asked[1].line(), "PATCH /cvms/web-1/visibility");
     assert_eq!(asked[1].json(), json!({ "listed": true, "public_logs": false }));

@@ -24,6 +24,12 @@ pub struct UpdateOptions {
     /// Restart even if nothing changes.
     #[serde(skip_serializing_if = "is_false")]
     pub force_restart: bool,
+    /// How long the guest may take to shut down, in seconds: 10 to 1200. 60 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shutdown_timeout: Option<u32>,
+    /// Whether the machine is switched off when that time is over; by default the update fails then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_force_stop: Option<bool>,
 }
 
 impl UpdateOptions {
@@ -31,12 +37,16 @@ impl UpdateOptions {
         Self {
             on_failure: body.parsed(&["on_failure"]),
             force_restart: body.bool(&["force_restart"]).unwrap_or_default(),
+            shutdown_timeout: CvmPatch::read_shutdown_timeout(body),
+            allow_force_stop: body.bool(&["allow_force_stop"]),
         }
     }
 
     fn apply(self, patch: &mut CvmPatch) {
         patch.on_failure = self.on_failure.into();
         patch.force_restart = if self.force_restart { Sparse::Value(true) } else { Sparse::Absent };
+        patch.shutdown_timeout = self.shutdown_timeout.into();
+        patch.allow_force_stop = self.allow_force_stop.into();
     }
 }
 

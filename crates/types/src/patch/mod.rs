@@ -413,7 +413,6 @@ impl CvmPatch {
     /// Every field that is wrong.
     pub fn from_json(map: &Map<String, Value>) -> Result<Self, Vec<FieldError>> {
         let mut body = Reader::new(map);
-        let (min, max) = (i64::from(Self::MIN_SHUTDOWN_TIMEOUT), i64::from(Self::MAX_SHUTDOWN_TIMEOUT));
         let patch = Self {
             docker_compose_file: body.string(&["docker_compose_file"]).into(),
             pre_launch_script: body.string(&["pre_launch_script"]).into(),
@@ -432,7 +431,7 @@ impl CvmPatch {
             instance_type: body.non_empty(&["instance_type"]).into(),
             allow_restart: body.bool(&["allow_restart"]).into(),
             image: body.non_empty(&["image", "os_image_name"]).into(),
-            shutdown_timeout: body.int(&["shutdown_timeout"], min, max).into(),
+            shutdown_timeout: Self::read_shutdown_timeout(&mut body).into(),
             allow_force_stop: body.bool(&["allow_force_stop"]).into(),
             listed: body.bool(&["listed"]).into(),
             name: body.parsed(&["name"]).into(),
@@ -440,6 +439,11 @@ impl CvmPatch {
             force_restart: body.bool(&["force_restart"]).into(),
         };
         body.finish(patch)
+    }
+
+    fn read_shutdown_timeout(body: &mut Reader<'_>) -> Option<u32> {
+        let (min, max) = (Self::MIN_SHUTDOWN_TIMEOUT, Self::MAX_SHUTDOWN_TIMEOUT);
+        body.int(&["shutdown_timeout"], min.into(), max.into())
     }
 
     /// No field is named at all.

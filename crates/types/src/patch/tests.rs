@@ -357,10 +357,16 @@ fn a_commit_may_be_in_camel_case() {
 #[test]
 fn single_aspect_bodies_become_patches() {
     let body = map(json!({
-        "vcpu": 4, "memory": null, "name": "renamed-not", "id": "x", "app_id": "y", "allow_restart": 1, "on_failure": "hold"
+        "vcpu": 4, "memory": null, "name": "renamed-not", "id": "x", "app_id": "y", "allow_restart": 1, "on_failure": "hold",
+        "shutdown_timeout": 30, "allow_force_stop": true
     }));
     let resources: CvmPatch = ResourcesUpdate::from_json(&body).unwrap().into();
-    assert_eq!(resources, patch(json!({ "vcpu": 4, "allow_restart": true, "on_failure": "hold" })));
+    assert_eq!(
+        resources,
+        patch(
+            json!({ "vcpu": 4, "allow_restart": true, "on_failure": "hold", "shutdown_timeout": 30, "allow_force_stop": true })
+        )
+    );
     let visibility =
         VisibilityUpdate::from_json(&map(json!({ "public_logs": false, "public_tcbinfo": null }))).unwrap();
     assert_eq!(CvmPatch::from(visibility), patch(json!({ "public_logs": false })));

@@ -18,6 +18,13 @@ fn a_wrong_command_line_is_code_2_and_a_failed_request_code_1() {
         ("cvms delete web-1", 2, "hint: `--yes` answers the question"),
         ("ops list --status lost", 2, "queued, running"),
         ("cvms get nobody", 1, "error: there is no cvm `nobody`\n\nhint: `casemate cvms list`"),
+        (
+            "ops show x",
+            2,
+            "error: OPERATION: `x` is not an operation id: a UUID\n\nhint: `casemate ops list`",
+        ),
+        ("--json serve", 2, "--json is an option of commands that talk to a server"),
+        ("cvms list --node sim-7", 1, "--node: there is no node `sim-7`\n\nhint: there are sim-1"),
         ("ops show 0198c1d2-0000-7000-8000-000000000000", 1, "hint: `casemate ops list`"),
         ("nodes fault lost lie", 1, "hint: `casemate nodes list`"),
         ("keys revoke key_lost --yes", 1, "hint: `casemate keys list`"),
@@ -30,10 +37,19 @@ fn a_wrong_command_line_is_code_2_and_a_failed_request_code_1() {
             "error: --shutdown-timeout: must be 10 to 1200",
         ),
         ("cvms update web-1 --image lost", 1, "ERR-02-010"),
-        ("cvms rollback web-1 9", 1, "error: "),
+        (
+            "cvms rollback web-1 9",
+            1,
+            "error: web-1 has no such revision\n\nhint: `casemate cvms revisions web-1` shows those that there are\n",
+        ),
+        (
+            "cvms logs web-1 lost",
+            1,
+            "error: the CVM has no container `lost`\n\nhint: its containers are web-1\n",
+        ),
         ("deploy -n web-1 -c app.yml --node sim-7", 1, "a CVM cannot move"),
         ("deploy -n web-2 -c app.yml --node sim-7", 1, "there are sim-1"),
-        ("cvms watch web-1 --until stopped --timeout 1", 2, "10 to 600"),
+        ("cvms watch web-1 --until stopped --timeout 1", 2, "error: --timeout: must be 10 to 600"),
     ] {
         let err = world.fails(line, code);
         assert!(err.contains(told), "{line}: {err}");
@@ -68,6 +84,18 @@ fn a_key_that_is_missing_or_wrong_leads_to_signing_in() {
     std::fs::remove_file(world.path().join(".casemate/dev.env")).unwrap();
     let err = world.fails(&format!("cvms list --api-url {url}"), 1);
     assert!(err.contains("hint: `casemate login` stores a key, or set PHALA_CLOUD_API_KEY"), "{err}");
+    // Nobody is asked as nobody.
+    let err = world.fails("cvms list", 1);
+    for part in [
+        "error: no server is named, and there is no API key\n\nhint: ",
+        "`casemate dev`",
+        "dev.env",
+        "`casemate login",
+    ] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+    let doctor = world.run("doctor");
+    assert!(texts(&doctor).0.contains("FAIL key       none"), "{doctor:?}");
 }
 
 #[test]

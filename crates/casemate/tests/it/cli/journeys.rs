@@ -24,6 +24,13 @@ fn an_app_is_deployed_changed_rolled_back_and_deleted() {
     // … then it is left alone …
     let told = world.ok("deploy -n web-1 -c app.yml --memory 2G");
     assert!(told.contains("nothing changed"), "{told}");
+    // … with nothing to say about it, nothing is sent …
+    let count = || world.json("ops list")["items"].as_array().unwrap().len();
+    let before = count();
+    let told = world.ok("deploy -n web-1");
+    assert!(told.contains("nothing changed"), "{told}");
+    assert_eq!(count(), before);
+    assert_eq!(world.json("deploy -n web-1")["name"], "web-1");
     // … or changed.
     world.file("app.yml", &compose("nginx:2"));
     let told = world.ok("deploy -n web-1 -c app.yml --memory 4G --listed --public-logs=false");
@@ -32,8 +39,10 @@ fn an_app_is_deployed_changed_rolled_back_and_deleted() {
     assert_eq!((&seen["boot_count"], &seen["memory_mb"]), (&2.into(), &4096.into()));
     assert_eq!(seen["public_logs"], false);
 
-    let listed = world.ok("cvms list");
+    let listed = world.ok("cvms list --node sim-1");
     assert!(listed.contains("web-1  running"), "{listed}");
+    let early = world.ok("--json cvms list --node 1");
+    assert!(early.starts_with('{') && early.contains("web-1"), "{early}");
     let shown = world.ok("cvms get web-1");
     assert!(shown.contains("listed        yes"), "{shown}");
     assert!(world.ok("cvms logs web-1 --tail 3").contains("nginx:2"));
@@ -55,6 +64,13 @@ fn an_app_is_deployed_changed_rolled_back_and_deleted() {
     assert!(revisions.contains("current, as revision 1"), "{revisions}");
 
     assert_eq!(world.ok("cvms stop web-1"), "web-1 is off.\n");
+    let err = world.fails("cvms logs web-1", 1);
+    assert_eq!(
+        err,
+        "error: web-1 is stopped, so it has no containers with a log\n\nhint: `casemate cvms logs web-1 --channel serial` \
+         shows the machine's own log\nhint: `casemate cvms start web-1` switches it on\n"
+    );
+    assert!(!world.ok("cvms logs web-1 --channel serial").is_empty());
     assert_eq!(world.ok("cvms start web-1"), "web-1 is up.\n");
     assert_eq!(world.ok("cvms restart web-1 --force").lines().count(), 1);
     let told = world.ok("cvms refresh-instance-id web-1 --yes");
@@ -62,7 +78,7 @@ fn an_app_is_deployed_changed_rolled_back_and_deleted() {
     assert_eq!(world.ok("cvms delete web-1 --yes"), "web-1 is deleted.\n");
     assert_eq!(world.ok("cvms list"), "");
     let trail = world.ok("audit");
-    assert!(trail.contains("operation.accepted"), "{trail}");
+    assert!(trail.contains("operation.accepted") && trail.contains("step.finished (stop)"), "{trail}");
 }
 
 #[test]
@@ -227,11 +243,16 @@ fn a_dry_run_changes_nothing() {
     let world = World::start();
     world.file("app.yml", &compose("nginx:1"));
     let told = world.ok("deploy -n web-1 -c app.yml --dry-run");
-    assert!(told.starts_with("web-1 would be created:\n"), "{told}");
+    assert!(told.starts_with("web-1 would be created:\n  node "), "{told}");
     assert_eq!(world.json("cvms list")["total"], 0);
     world.ok("deploy -n web-1 -c app.yml");
     let told = world.ok("deploy -n web-1 -c app.yml --vcpu 2 --dry-run");
     assert_eq!(told, "web-1 would restart once with:\n  vcpu  1 → 2\n");
+    for line in ["deploy -n web-1 -e A=1 --dry-run", "cvms update web-1 -e A=1 --dry-run"] {
+        let (out, err) = texts(&world.run(line));
+        assert!(out.starts_with("web-1 would restart once with:\n  encrypted_env"), "{out}");
+        assert!(err.contains("sealed anew each time"), "{err}");
+    }
     let told = world.ok("cvms update web-1 --rename web-2 --dry-run");
     assert!(told.starts_with("web-1 would change without a restart:\n"), "{told}");
     assert_eq!(world.json("cvms observed web-1")["boot_count"], 1);

@@ -13,6 +13,7 @@ fn a_folder_with_a_cloud_needs_no_signing_in() {
     assert!(told.contains("(from .casemate/dev.env)"), "{told}");
     let told = world.ok("doctor");
     assert!(told.lines().all(|line| line.starts_with("ok ")), "{told}");
+    assert!(told.contains(&format!("server    Casemate {}\n", env!("CARGO_PKG_VERSION"))), "{told}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use clap::Args;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 
+use crate::commands::nodes;
 use crate::context::Context;
 use crate::error::Result;
 use crate::human::{self, NOTHING};
@@ -22,16 +23,16 @@ pub(crate) struct List {
     /// All pages, as one
     #[arg(long, conflicts_with_all = ["page", "page_size"])]
     all: bool,
-    /// Only those on the node of this number
-    #[arg(long, value_name = "NUMBER")]
-    node: Option<i64>,
+    /// Only those on this node, by name or number
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
 }
 
 impl List {
     pub(crate) async fn run(self, cx: &Context) -> Result<()> {
         let mut list = cx.client()?.cvms();
-        if let Some(node) = self.node {
-            list = list.node(node);
+        if let Some(node) = &self.node {
+            list = list.node(nodes::number(cx, node).await?);
         }
         let page = if self.all {
             let items: Vec<Cvm> = list.page_size(100).stream().try_collect().await?;
@@ -43,6 +44,7 @@ impl List {
         cx.out.result(&page, |page| rows(&page.items, human::now()))?;
         if !cx.out.is_json() {
             match (page.items.len(), page.total) {
+                (0, 0) if self.node.is_some() => cx.out.note("No CVMs there."),
                 (0, 0) => cx.out.note("No CVMs yet. `casemate deploy` makes one."),
                 (shown, total) if (shown as u64) < total => {
                     cx.out.note(&format!(

@@ -1,11 +1,12 @@
 //! `casemate cvms logs`.
 
-use casemate_sdk::LogSource;
+use casemate_sdk::wire::Status;
+use casemate_sdk::{Error, LogSource};
 use clap::{Args, ValueEnum};
 use futures_util::StreamExt;
 
 use crate::context::Context;
-use crate::error::{AboutExt, Result};
+use crate::error::{AboutExt, Failure, Result};
 
 /// Print the log of a container, or of the machine
 #[derive(Args)]
@@ -60,6 +61,7 @@ impl Logs {
             (None, Some(name)) => LogSource::Container(name),
             (None, None) => LogSource::AnyContainer,
         };
+        let is_container = matches!(source, LogSource::Container(_) | LogSource::AnyContainer);
         let mut logs = cx.client()?.cvm(&self.cvm).logs(source);
         if let Some(lines) = self.tail {
             logs = logs.tail(lines);
@@ -74,12 +76,51 @@ impl Logs {
             logs = logs.timestamps();
         }
         if !self.follow {
-            return cx.out.bytes(logs.send().await.about_cvm(&self.cvm)?.as_bytes());
+            return match logs.send().await {
+                Ok(text) => cx.out.bytes(text.as_bytes()),
+                Err(error) => Err(explained(cx, &self.cvm, is_container, error).await),
+            };
         }
         let mut pieces = logs.follow();
         while let Some(piece) = pieces.next().await {
-            cx.out.bytes(&piece.about_cvm(&self.cvm)?)?;
+            match piece {
+                Ok(piece) => cx.out.bytes(&piece)?,
+                Err(error) => return Err(explained(cx, &self.cvm, is_container, error).await),
+            }
         }
         Ok(())
     }
+}
+
+/// Why there is no log: a machine that is off has no containers, one that runs has others.
+async fn explained(cx: &Context, name: &str, is_container: bool, error: Error) -> Failure {
+    if !is_container || !matches!(error, Error::NotFound(_)) {
+        return about(error, name);
+    }
+    let known = async {
+        let cvm = cx.client().ok()?.cvm(name);
+        Some((cvm.get().await.ok()?.status, cvm.composition().await.ok()?.containers.unwrap_or_default()))
+    };
+    let Some((status, containers)) = known.await else { return about(error, name) };
+    let serial = format!("`casemate cvms logs {name} --channel serial` shows the machine's own log");
+    match status {
+        Status::Running if containers.is_empty() => {
+            Failure::failed(format!("{name} has no containers yet")).hint(serial)
+        }
+        Status::Running => {
+            let names: Vec<_> = containers
+                .iter()
+                .filter_map(|container| container.names.first())
+                .map(|name| name.trim_start_matches('/'))
+                .collect();
+            Failure::failed(error.to_string()).hint(format!("its containers are {}", names.join(", ")))
+        }
+        status => Failure::failed(format!("{name} is {status}, so it has no containers with a log"))
+            .hint(serial)
+            .hint(format!("`casemate cvms start {name}` switches it on")),
+    }
+}
+
+fn about(error: Error, name: &str) -> Failure {
+    Err::<(), _>(error).about_cvm(name).expect_err("it is an error")
 }

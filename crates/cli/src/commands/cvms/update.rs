@@ -88,7 +88,9 @@ impl Update {
         }
         patch = self.how.patch(patch);
         if self.how.dry_run {
-            return outcome::plan(cx, name, patch.dry_run().send().await.about_cvm(name)?);
+            outcome::plan(cx, name, patch.dry_run().send().await.about_cvm(name)?)?;
+            texts.note_on_env(cx);
+            return Ok(());
         }
         let outcome = patch.send().await.about_cvm(name)?;
         let change = Change { cvm: name, doing: "Updating", done: "updated", waiting: self.waiting };
