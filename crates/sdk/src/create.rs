@@ -20,6 +20,21 @@ use crate::operation::{Operation, Target};
 const DEFAULT_INSTANCE_TYPE: &str = "tdx.small";
 
 /// The first step to a new CVM: [`Client::provision`].
+///
+/// ```no_run
+/// # async fn example(client: casemate_sdk::Client) -> casemate_sdk::Result<()> {
+/// use casemate_sdk::types::compose::ComposeDoc;
+/// use casemate_sdk::types::patch::CvmProvision;
+///
+/// let mut doc = ComposeDoc::default();
+/// doc.set_docker_compose_file("services:\n  web:\n    image: nginx:alpine\n");
+/// let name = "web-1".parse().expect("a name that can be");
+/// let wanted = CvmProvision { vcpu: Some(2), memory: Some(4096), ..CvmProvision::new(name, doc) };
+/// let found = client.provision(wanted).send().await?;
+/// println!("{} would run on node {:?}", found.compose_hash, found.node_id);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent before `send`"]
 pub struct Provision {

@@ -353,6 +353,20 @@ impl Patch {
 }
 
 /// The second step of an update that needed an approval: [`Cvm::confirm`].
+///
+/// ```no_run
+/// # async fn example(client: casemate_sdk::Client) -> casemate_sdk::Result<()> {
+/// use casemate_sdk::Error;
+///
+/// let (hash, tx) = ("0x…", "0x…"); // as the update was answered, and the transaction that registered it
+/// match client.cvm("web-1").confirm(hash, tx).send().await {
+///     Ok(op) => op.wait().await.map(drop)?,
+///     Err(Error::NotProven(why)) => println!("not on chain yet, to be tried again: {why:?}"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent before `send`"]
 pub struct Confirm {

@@ -145,6 +145,15 @@ impl Client {
 }
 
 /// New instance ids for several CVMs: [`Client::refresh_instance_ids`].
+///
+/// ```no_run
+/// # async fn example(client: casemate_sdk::Client) -> casemate_sdk::Result<()> {
+/// for refreshed in client.refresh_instance_ids(["web-1", "web-2"]).send().await?.items {
+///     println!("{refreshed:?}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent before `send`"]
 pub struct RefreshInstanceIds {

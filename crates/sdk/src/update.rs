@@ -333,7 +333,14 @@ impl OsImage {
     }
 }
 
-/// Shown in the public directory or not: [`Cvm::listed`].
+/// Shown in the public directory or not: [`Cvm::listed`]. No restart.
+///
+/// ```no_run
+/// # async fn example(client: casemate_sdk::Client) -> casemate_sdk::Result<()> {
+/// client.cvm("web-1").listed(true).send().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent before `send`"]
 pub struct Listed {
@@ -363,7 +370,14 @@ impl Listed {
     }
 }
 
-/// Another name: [`Cvm::rename`].
+/// Another name: [`Cvm::rename`]. No restart.
+///
+/// ```no_run
+/// # async fn example(client: casemate_sdk::Client) -> casemate_sdk::Result<()> {
+/// client.cvm("web-1").rename("shop-1").send().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing is sent before `send`"]
 pub struct Rename {

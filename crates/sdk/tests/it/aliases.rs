@@ -61,4 +61,11 @@ fn each_method_of_the_reference_is_in_the_table_of_the_crate() {
         assert_eq!(row, 1, "{method}");
     }
     assert_eq!(rows.len(), METHODS.len());
+    // The same table without links is in the handbook.
+    let handbook =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/methods.md")).unwrap();
+    for row in rows {
+        let plain = row.trim_start_matches("//! ").replace("[`", "`").replace("`]", "`");
+        assert!(handbook.lines().any(|line| line == plain), "docs/methods.md lacks: {plain}");
+    }
 }

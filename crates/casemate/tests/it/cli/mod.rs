@@ -6,6 +6,7 @@ mod demo;
 mod errors;
 mod journeys;
 mod json;
+mod make_dev;
 mod serving;
 mod signing_in;
 mod world;
