@@ -683,10 +683,11 @@ fn accept_if(tx: &Connection, new: &NewOperation, seen: &Cvm) -> Result<(Accepte
     if open {
         return Err(Error::OperationOpen);
     }
-    if generation != seen.generation {
+    // An operation that ends moves the revision and not the generation: who saw one at work has seen what was before its end.
+    if generation != seen.generation || seen.open.is_some() {
         return Err(Error::Changed);
     }
-    // Nothing is at work and every change has a generation of its own: what was seen is what is there.
+    // Nothing was or is at work and every change has a generation of its own: what was seen is what is there.
     accept_onto(tx, seen, new, None)
 }
 

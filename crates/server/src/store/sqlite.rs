@@ -124,8 +124,9 @@ where
 
     fn finish(self: Box<Self>, committed: std::result::Result<(), Arc<rusqlite::Error>>) {
         let outcome = match (self.outcome, committed) {
-            (Some(Ok(_)) | None, Err(error)) => Err(Error::Unavailable(error)),
-            (Some(outcome), _) => outcome,
+            // Also of one that was refused: what it was refused for may be gone with the others.
+            (_, Err(error)) => Err(Error::Unavailable(error)),
+            (Some(outcome), Ok(())) => outcome,
             // It panicked, and was undone.
             (None, Ok(())) => Err(closed()),
         };

@@ -376,3 +376,28 @@ async fn a_request_that_met_an_operation_which_ended_meanwhile_is_planned_again(
     let outcome = workflow::accept(&world.app, seen, request).await.expect("there is nothing in the way");
     assert!(matches!(outcome, Outcome::Accepted(accepted) if !accepted.operation.steps.is_empty()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_planned_while_an_update_ran_does_not_undo_it() {
+    let scene = Scene::start().await;
+    scene.client.patch(&scene.path(""), json!({ "memory": 4096 })).await.expect(202);
+    // Seen while the update is at work, and carried on after it has ended.
+    let seen = scene.now();
+    let wish = Wish { instance_seed: Some([7; 20]), ..Wish::default() };
+    let planned = workflow::plan(&scene.world.app, &seen, seen.revision, &wish).expect("a plan");
+    scene.world.settle().await;
+    let author = scene.world.author();
+    let accepted = workflow::accept_each(
+        &scene.world.app,
+        vec![(seen, planned)],
+        Kind::RefreshInstanceId,
+        &author,
+        None,
+    );
+    assert!(
+        accepted.await.expect("the store works")[0].is_none(),
+        "it was planned on what is no longer there"
+    );
+    scene.world.settle().await;
+    assert_eq!(scene.seen().await.size.memory_mb, 4096);
+}
