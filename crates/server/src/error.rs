@@ -176,6 +176,17 @@ impl Error {
         move |source| Self::Internal { doing, source }
     }
 
+    /// What it says, and what each of its causes says: for the log.
+    pub fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            text = format!("{text}: {cause}");
+            next = cause.source();
+        }
+        text
+    }
+
     /// May the same request work later, with nothing else changed?
     pub fn is_transient(&self) -> bool {
         match self {

@@ -380,7 +380,7 @@ fn gpus_wanted(wanted: &GpuPatch, rules: &Rules<'_>) -> Result<Gpus> {
 }
 
 fn image<'a>(text: &str, rules: &Rules<'a>) -> Result<&'a Image> {
-    rules.images.iter().find(|image| image.name == text || image.slug() == text).ok_or_else(|| {
+    rules.images.iter().find(|image| image.is_meant_by(text)).ok_or_else(|| {
         let known: Vec<_> = rules.images.iter().map(|image| image.name.as_str()).collect();
         let message = format!("there is no OS image `{text}` on the node; there are {}", known.join(", "));
         Error::rejected(codes::IMAGE_NOT_FOUND, "image", message)

@@ -330,6 +330,11 @@ impl Image {
     pub fn slug(&self) -> String {
         format!("{}-{}", self.name, self.os_image_hash.get(..8).unwrap_or(&self.os_image_hash))
     }
+
+    /// Is it what somebody means who writes `text`, its name or its slug?
+    pub fn is_meant_by(&self, text: &str) -> bool {
+        self.name == text || self.slug() == text
+    }
 }
 
 /// How a guest on a local node gets its secrets: the driver's own channel to the key service.

@@ -1,9 +1,8 @@
 //! Approvals: what waits for a yes, seen and decided on with an API key, or with the commit token alone.
 
-use axum::Extension;
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{Extensions, StatusCode, header};
 use axum::response::Response;
 use casemate_types::error::FieldError;
 use casemate_types::patch::{ApprovalCommit, AutoCommit};
@@ -46,8 +45,7 @@ impl FromRequestParts<App> for Reader {
         let bearer = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
         if let Some(token) = bearer.filter(|token| commit_token::looks_like(token)) {
-            let peer = peer(parts.extensions.get());
-            let approval = of_token(app, &peer, token)?;
+            let approval = of_token(app, &Peer::of(&parts.extensions), token)?;
             if named.parse() != Ok(approval.id) {
                 return Err(commit_token::refused("it belongs to another approval"));
             }
@@ -64,9 +62,9 @@ impl FromRequestParts<App> for Reader {
 ///
 /// # Errors
 /// `Rejected`; `Busy` after too many.
-pub fn of_token(app: &App, peer: &str, token: &str) -> Result<Approval> {
+pub fn of_token(app: &App, peer: &Peer, token: &str) -> Result<Approval> {
     match commit_token::approval_of(app, token) {
-        Err(error @ Error::Rejected { .. }) => match app.guesses.again(peer, app.clock.now()) {
+        Err(error @ Error::Rejected { .. }) => match app.guesses.again(&peer.0, app.clock.now()) {
             true => Err(error),
             false => Err(Error::Busy("too many wrong commit tokens; wait a minute".into())),
         },
@@ -75,8 +73,21 @@ pub fn of_token(app: &App, peer: &str, token: &str) -> Result<Approval> {
 }
 
 /// The address that a request came from, as far as it is known.
-pub fn peer(origin: Option<&Origin>) -> String {
-    origin.map_or_else(String::new, |origin| origin.address.to_string())
+pub struct Peer(String);
+
+impl Peer {
+    fn of(extensions: &Extensions) -> Self {
+        let origin = extensions.get::<Origin>();
+        Self(origin.map_or_else(String::new, |origin| origin.address.to_string()))
+    }
+}
+
+impl FromRequestParts<App> for Peer {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self> {
+        Ok(Self::of(&parts.extensions))
+    }
 }
 
 fn find(app: &App, caller: &Caller, named: &str) -> Result<Approval> {
@@ -245,6 +256,3 @@ fn closed(error: store::Error) -> Error {
         other => other.into(),
     }
 }
-
-/// The address behind a request to a route that takes a token in its body.
-pub type From = Option<Extension<Origin>>;

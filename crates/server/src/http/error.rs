@@ -1,7 +1,5 @@
 //! From a kind of failure to what the wire says about it.
 
-use std::error::Error as _;
-
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use casemate_types::error::{ErrorBody, codes};
@@ -11,7 +9,7 @@ use crate::error::{Error, ProofCheck, Resource};
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let status = status(&self);
-        let failure = status.is_server_error().then(|| Failure::of(&self));
+        let failure = status.is_server_error().then(|| Failure(self.with_causes()));
         let retry = self.is_transient() && status != StatusCode::INTERNAL_SERVER_ERROR;
         let mut response = answer(status, &body(self));
         if retry {
@@ -27,18 +25,6 @@ impl IntoResponse for Error {
 /// Goes with an answer for which we are to blame, to be logged with the request: the error and all its causes.
 #[derive(Clone, Debug)]
 pub struct Failure(pub String);
-
-impl Failure {
-    fn of(error: &Error) -> Self {
-        let mut text = error.to_string();
-        let mut next = error.source();
-        while let Some(cause) = next {
-            text = format!("{text}: {cause}");
-            next = cause.source();
-        }
-        Self(text)
-    }
-}
 
 /// A JSON answer.
 pub fn answer<T: serde::Serialize + ?Sized>(status: StatusCode, body: &T) -> Response {

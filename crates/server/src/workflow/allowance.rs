@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use casemate_chain::{Action, Subject, What};
+use casemate_chain::{Subject, What};
 use casemate_types::ids::{AppId, ComposeHash, DeviceId};
 
 use super::onchain::{self, Contract};
@@ -169,18 +169,13 @@ pub fn superseded(app: &App, operation: &Operation) -> Result<Option<(Cvm, Compo
     if !app.config.kms_is_contract_owned(&cvm.kms) {
         return Ok(None);
     }
-    let before = app.store.spec(cvm.id, operation.previous)?.compose.hash;
+    let before = app.store.outline(cvm.id, operation.previous)?.compose.hash;
     let in_use = app
         .store
         .known_revisions(cvm.app)?
         .into_iter()
         .any(|revision| revision.current && revision.compose_hash == before);
     Ok((!in_use).then_some((cvm, before)))
-}
-
-/// Calls that would take hashes off an app's list.
-pub fn removals(hashes: &[ComposeHash]) -> Vec<Action> {
-    hashes.iter().copied().map(Action::RemoveComposeHash).collect()
 }
 
 /// Refuses to go back to a hash that the contract no longer allows, where going back needs no approval and so nobody else asks.

@@ -297,10 +297,7 @@ async fn confirm_without_contract(app: &App, cvm: Cvm, request: Request, proof: 
         }
         false => update::plan(app, &cvm, cvm.revision, &request.wish)?,
     };
-    let hash = match &plan {
-        Plan::Steps(steps) => steps.spec.compose.hash,
-        Plan::Nothing | Plan::Records { .. } => app.store.spec(cvm.id, cvm.revision)?.compose.hash,
-    };
+    let hash = update::outline(app, &plan, cvm.id, cvm.revision)?.compose.hash;
     if hash != proof.compose_hash {
         return Err(hash_refused(format!("the update has compose hash {hash}, not {}", proof.compose_hash)));
     }
@@ -437,10 +434,7 @@ fn approved_plan(app: &App, cvm: &Cvm, wish: &Wish, approval: &Approval, repeate
         }
     }
     let plan = update::plan(app, cvm, cvm.revision, wish)?;
-    let hash = match &plan {
-        Plan::Steps(steps) => steps.spec.compose.hash,
-        Plan::Nothing | Plan::Records { .. } => app.store.spec(cvm.id, cvm.revision)?.compose.hash,
-    };
+    let hash = update::outline(app, &plan, cvm.id, cvm.revision)?.compose.hash;
     if hash != approval.compose_hash {
         let approved = approval.compose_hash;
         let message =
@@ -499,10 +493,7 @@ pub(super) async fn allowed_now(
             }
         })
     };
-    asked.await.map_err(|error| {
-        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        format!("{error}: {source}")
-    })
+    asked.await.map_err(|error| error.with_causes())
 }
 
 /// What the contract allows now; nothing if that cannot be found out.

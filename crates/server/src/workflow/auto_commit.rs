@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use casemate_chain::Subject;
 use casemate_types::patch::TxProof;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -53,25 +54,22 @@ async fn expire(app: &App) -> Result<()> {
 }
 
 async fn commit_allowed(app: &App) -> Result<()> {
-    let mut by_kms: BTreeMap<String, Vec<(Approval, AutoBy, casemate_chain::Subject)>> = BTreeMap::new();
+    // Key services on one chain share a question.
+    let mut by_chain: BTreeMap<u64, Vec<Waiting>> = BTreeMap::new();
     let mut after = Uuid::nil();
     loop {
         let found = app.store.approvals_to_commit(after, app.clock.now(), AT_ONCE)?;
         let Some(last) = found.last() else { break };
         after = last.id;
         for approval in found {
-            match waiting(app, &approval) {
-                Ok((kms, by, subject)) => by_kms.entry(kms).or_default().push((approval, by, subject)),
-                Err(error) => tracing::debug!(approval.id = %approval.id, %error, "not looked at"),
+            let id = approval.id;
+            match waiting(app, approval) {
+                Ok(Some((chain_id, one))) => by_chain.entry(chain_id).or_default().push(one),
+                // Its key service is not configured any more.
+                Ok(None) => {}
+                Err(error) => tracing::debug!(approval.id = %id, %error, "not looked at"),
             }
         }
-    }
-    // Key services on one chain share a question.
-    let mut by_chain: BTreeMap<u64, Vec<_>> = BTreeMap::new();
-    for (kms, waiting) in by_kms {
-        let Some(chain_id) = app.config.contract_kms(&kms).map(|kms| kms.chain_id) else { continue };
-        let entry = by_chain.entry(chain_id).or_default();
-        entry.extend(waiting.into_iter().map(|one| (kms.clone(), one)));
     }
     for (chain_id, waiting) in by_chain {
         if let Err(error) = commit_on_chain(app, waiting).await {
@@ -81,33 +79,37 @@ async fn commit_allowed(app: &App) -> Result<()> {
     Ok(())
 }
 
-fn waiting(app: &App, approval: &Approval) -> Result<(String, AutoBy, casemate_chain::Subject)> {
-    let by =
-        approval.auto.ok_or_else(|| Error::internal("read who switched auto-commit on")("nobody".into()))?;
-    let cvm = approval::cvm_of(app, approval)?;
-    let node_id = match approval.purpose {
-        Purpose::Update => cvm.node_id,
-        Purpose::Replica => super::replica::waiting(approval)?.1,
-    };
-    let subject = casemate_chain::Subject {
-        app_id: cvm.app_id,
-        compose_hash: approval.compose_hash,
-        device_id: onchain::device(app, node_id)?,
-    };
-    Ok((cvm.kms, by, subject))
+/// An approval that is to be committed once its subject is allowed.
+struct Waiting {
+    approval: Approval,
+    by: AutoBy,
+    kms: String,
+    subject: Subject,
 }
 
-async fn commit_on_chain(
-    app: &App,
-    waiting: Vec<(String, (Approval, AutoBy, casemate_chain::Subject))>,
-) -> Result<()> {
-    let Some((kms, _)) = waiting.first() else { return Ok(()) };
-    let Some(contract) = onchain::contract(app, kms)? else { return Ok(()) };
-    let subjects: Vec<_> = waiting.iter().map(|(_, (_, _, subject))| *subject).collect();
+/// With the chain that has a say.
+fn waiting(app: &App, approval: Approval) -> Result<Option<(u64, Waiting)>> {
+    let by =
+        approval.auto.ok_or_else(|| Error::internal("read who switched auto-commit on")("nobody".into()))?;
+    let cvm = approval::cvm_of(app, &approval)?;
+    let Some(chain_id) = app.config.contract_kms(&cvm.kms).map(|kms| kms.chain_id) else { return Ok(None) };
+    let node_id = match approval.purpose {
+        Purpose::Update => cvm.node_id,
+        Purpose::Replica => super::replica::waiting(&approval)?.1,
+    };
+    let device_id = onchain::device(app, node_id)?;
+    let subject = Subject { app_id: cvm.app_id, compose_hash: approval.compose_hash, device_id };
+    Ok(Some((chain_id, Waiting { approval, by, kms: cvm.kms, subject })))
+}
+
+async fn commit_on_chain(app: &App, waiting: Vec<Waiting>) -> Result<()> {
+    let Some(first) = waiting.first() else { return Ok(()) };
+    let Some(contract) = onchain::contract(app, &first.kms)? else { return Ok(()) };
+    let subjects: Vec<_> = waiting.iter().map(|one| one.subject).collect();
     let standings = contract.standings(&subjects).await?;
-    for ((_, (approval, by, _)), standing) in waiting.into_iter().zip(standings) {
+    for (one, standing) in waiting.into_iter().zip(standings) {
         if standing.confirmed {
-            commit_one(app, &approval, by).await?;
+            commit_one(app, &one.approval, one.by).await?;
         }
     }
     Ok(())

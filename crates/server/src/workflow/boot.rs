@@ -22,9 +22,6 @@ pub async fn allowed(app: &App, node: &Node, work: &Work) -> Result<(), Trouble>
             let message = format!("the key service gives it no keys; its contract says: {reason}");
             Err(Trouble::Fail(FailReason { code: FailCode::BootFailed, message }))
         }
-        Err(error) => {
-            let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            Err(step::away(app, &work.operation, "the chain", format!("{error}: {source}")))
-        }
+        Err(error) => Err(step::away(app, &work.operation, "the chain", error.with_causes())),
     }
 }

@@ -130,15 +130,16 @@ impl Contract<'_> {
 
     /// Does the key service's contract allow the OS image with this name on a node?
     pub async fn image_allowed(&self, facts: &NodeFacts, name: &str) -> Result<bool> {
-        match image_hash(facts, name) {
-            None => Ok(false),
-            Some(hash) => self.ask(self.chain.os_image_allowed(self.kms.address(), hash)).await,
-        }
+        self.os_image_allowed(image_hash(facts, name)).await
     }
 
     /// Does the key service's contract allow the OS image with this hash, 64 hex digits?
     pub async fn image_hash_allowed(&self, hash: &str) -> Result<bool> {
-        match image_bytes(hash) {
+        self.os_image_allowed(image_bytes(hash)).await
+    }
+
+    async fn os_image_allowed(&self, hash: Option<[u8; 32]>) -> Result<bool> {
+        match hash {
             None => Ok(false),
             Some(hash) => self.ask(self.chain.os_image_allowed(self.kms.address(), hash)).await,
         }

@@ -2,7 +2,7 @@
 //! is so.
 
 use casemate_types::error::codes;
-use casemate_types::ids::CvmRef;
+use casemate_types::ids::{CvmName, CvmRef};
 use casemate_types::patch::{CvmPatch, CvmReplicate, TxProof};
 use serde::{Deserialize, Serialize};
 
@@ -63,9 +63,7 @@ pub async fn replicate(
     let hash = kept.spec.compose.hash;
     let device = onchain::device(app, kept.node_id);
     let Some(contract) = onchain::contract(app, &source.kms)? else {
-        return Ok(Outcome::Created(Box::new(
-            make(app, source, kept, how.author, None, created(receipt)).await?,
-        )));
+        return make_now(app, source, kept, how.author, receipt).await;
     };
     let device = device?;
     onchain::check_image(app, &source.kms, kept.node_id, &kept.spec.image).await?;
@@ -76,9 +74,7 @@ pub async fn replicate(
         && allowed.both()
         && !how.prepare_only
     {
-        return Ok(Outcome::Created(Box::new(
-            make(app, source, kept, how.author, None, created(receipt)).await?,
-        )));
+        return make_now(app, source, kept, how.author, receipt).await;
     }
     let opening = Opening {
         cvm: source,
@@ -97,8 +93,17 @@ pub async fn replicate(
     Ok(Outcome::NeedsApproval(ask))
 }
 
-fn created(receipt: Option<Receipt<Outcome>>) -> Option<Receipt<Created>> {
-    receipt.map(|receipt| receipt.of(|created: &Created| Outcome::Created(Box::new(created.clone()))))
+/// Makes a replica that needs nobody's yes.
+async fn make_now(
+    app: &App,
+    source: &Cvm,
+    kept: Kept,
+    author: Author,
+    receipt: Option<Receipt<Outcome>>,
+) -> Result<Outcome> {
+    let outcome = |created: &Created| Outcome::Created(Box::new(created.clone()));
+    let receipt = receipt.map(|receipt| receipt.of(outcome));
+    Ok(outcome(&make(app, source, kept, author, None, receipt).await?))
 }
 
 /// Makes a replica that was approved.
@@ -160,10 +165,9 @@ async fn make(
 
 /// The name of the source with the lowest number behind it that nobody has.
 fn free_name(app: &App, source: &Cvm) -> Result<String> {
-    const LONGEST: usize = 63;
     for number in 2_u32.. {
         let end = format!("-{number}");
-        let start: String = source.name.chars().take(LONGEST - end.len()).collect();
+        let start: String = source.name.chars().take(CvmName::MAX - end.len()).collect();
         let name = format!("{}{end}", start.trim_end_matches('-'));
         if matches!(app.store.cvm_find(source.workspace_id, &CvmRef::Name(name.clone()))?, Found::None) {
             return Ok(name);
@@ -179,7 +183,7 @@ fn plan(app: &App, source: &Cvm, asked: &CvmReplicate) -> Result<Kept> {
     let mut spec = base(app, source, asked)?;
     let rules = update::rules(app, &node.facts, &source.kms);
     let image = asked.os_image.as_ref().unwrap_or(&spec.image);
-    let Some(image) = rules.images.iter().find(|known| known.name == *image || known.slug() == *image) else {
+    let Some(image) = rules.images.iter().find(|known| known.is_meant_by(image)) else {
         let message = format!("node {} does not have OS image `{image}`", node.facts.name);
         return Err(Error::rejected(codes::REPLICA_IMAGE_NOT_AVAILABLE, "os_image", message));
     };

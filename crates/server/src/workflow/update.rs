@@ -90,7 +90,20 @@ pub struct Accepted {
     pub plan: Plan,
 }
 
+/// What a plan leads to, without the long parts; `otherwise` is the revision if it changes none.
+pub fn outline(app: &App, plan: &Plan, cvm_id: i64, otherwise: u64) -> Result<Spec> {
+    match plan {
+        Plan::Steps(steps) => Ok(steps.spec.outline()),
+        Plan::Nothing | Plan::Records { .. } => Ok(app.store.outline(cvm_id, otherwise)?),
+    }
+}
+
 impl Accepted {
+    /// The spec that it leads to, without its long parts.
+    pub fn outline(&self, app: &App) -> Result<Spec> {
+        outline(app, &self.plan, self.cvm.id, self.operation.target)
+    }
+
     /// The spec that it leads to.
     pub fn target(&self, app: &App) -> Result<Spec> {
         match &self.plan {

@@ -3,13 +3,11 @@
 use std::fs::File;
 use std::net::TcpListener;
 
-use super::world::{World, compose, texts};
+use super::world::{World, texts};
 
 #[test]
 fn a_wrong_command_line_is_code_2_and_a_failed_request_code_1() {
-    let world = World::start();
-    world.file("app.yml", &compose("nginx:1"));
-    world.ok("deploy -n web-1 -c app.yml");
+    let world = World::deployed();
     for (line, code, told) in [
         ("cvms lost", 2, "unrecognized subcommand"),
         ("cvms update web-1 --memory 2X", 2, "2G or 2048M"),

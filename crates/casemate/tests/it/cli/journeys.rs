@@ -132,9 +132,7 @@ fn a_failing_update_is_put_back_and_explained() {
 
 #[test]
 fn a_busy_cvm_says_how_to_follow_what_is_at_work() {
-    let world = World::start();
-    world.file("app.yml", &compose("nginx:1"));
-    world.ok("deploy -n web-1 -c app.yml");
+    let world = World::deployed();
     world.ok("nodes fault sim-1 unreachable");
     let accepted = world.json("cvms update web-1 --vcpu 2 --no-wait");
     let id = accepted["correlation_id"].as_str().unwrap();
@@ -196,9 +194,7 @@ fn everything_can_be_changed_in_one_command_with_one_restart() {
 
 #[test]
 fn what_is_stuck_is_listed_and_can_be_cancelled() {
-    let world = World::start();
-    world.file("app.yml", &compose("nginx:1"));
-    world.ok("deploy -n web-1 -c app.yml");
+    let world = World::deployed();
     world.ok("nodes fault sim-1 unreachable");
     let accepted = world.json("cvms update web-1 --vcpu 2 --no-wait");
     let id = accepted["correlation_id"].as_str().unwrap();
@@ -216,9 +212,7 @@ fn what_is_stuck_is_listed_and_can_be_cancelled() {
 
 #[test]
 fn whoever_stops_watching_does_not_stop_the_work() {
-    let world = World::start();
-    world.file("app.yml", &compose("nginx:1"));
-    world.ok("deploy -n web-1 -c app.yml");
+    let world = World::deployed();
     world.ok("nodes fault sim-1 unreachable");
     let mut command = world.command("cvms update web-1 --vcpu 2");
     let mut update = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

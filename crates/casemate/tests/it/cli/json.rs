@@ -87,9 +87,7 @@ fn what_is_changed_is_answered_as_the_api_answers() {
 
 #[test]
 fn an_update_that_fails_is_answered_with_its_operation() {
-    let world = World::start();
-    world.file("app.yml", &compose("nginx:1"));
-    world.ok("deploy -n web-1 -c app.yml");
+    let world = World::deployed();
     world.ok("nodes fault sim-1 boot-fail --once");
     let output = world.run("cvms update web-1 --vcpu 2 --json");
     let (out, err) = texts(&output);

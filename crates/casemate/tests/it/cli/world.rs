@@ -38,6 +38,14 @@ impl World {
         world
     }
 
+    /// The same, with `web-1` deployed from `app.yml`.
+    pub(crate) fn deployed() -> Self {
+        let world = Self::start();
+        world.file("app.yml", &compose("nginx:1"));
+        world.ok("deploy -n web-1 -c app.yml");
+        world
+    }
+
     /// A folder with a node, but no server yet.
     pub(crate) fn empty() -> Self {
         let folder = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use super::update::{approval_needed, in_progress};
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::answer::json;
-use crate::http::approvals::{self, of_token};
+use crate::http::approvals::{Peer, of_token};
 use crate::http::extract::{Body, Params, RequestId};
 use crate::store::{Answer, Receipt, RequestKey};
 use crate::workflow::approval;
@@ -30,13 +30,13 @@ pub async fn cvm_commit_update(
     params: Params,
     Extension(RequestId(request_id)): Extension<RequestId>,
     key: Option<Extension<RequestKey>>,
-    from: approvals::From,
+    peer: Peer,
     Body(body): Body,
 ) -> Result<Answer> {
     params.only(&[])?;
     let asked = CommitUpdate::from_json(&body).map_err(Error::Invalid)?;
     let receipt = key.map(|Extension(key)| Receipt::new(key, answer));
-    let found = of_token(&app, &approvals::peer(from.as_ref().map(|from| &from.0)), &asked.token)?;
+    let found = of_token(&app, &peer, &asked.token)?;
     let outcome = approval::commit_with_token(&app, &named, found, asked, request_id, receipt).await?;
     answer(&outcome)
 }

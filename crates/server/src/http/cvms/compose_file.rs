@@ -181,7 +181,7 @@ async fn commit(
     let wish = Wish { patch, document: Some(document), ..Wish::default() };
     update::carry_out(&app, on, &headers, Kind::Update, wish, intent, |app, _, accepted| {
         let body = wire::Accepted {
-            compose_hash: Some(accepted.target(app)?.compose.hash),
+            compose_hash: Some(accepted.outline(app)?.compose.hash),
             ..in_progress("Compose update", accepted)
         };
         Ok(json(StatusCode::ACCEPTED, &body))

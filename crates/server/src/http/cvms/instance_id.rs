@@ -107,7 +107,7 @@ pub async fn instance_id_refresh(
     let wish = Wish { patch: update::options(&body)?, ..fresh(&app) };
     update::carry_out(&app, on, &headers, Kind::RefreshInstanceId, wish, intent, |app, on, accepted| {
         let blank = blank(on.caller.version, &accepted.cvm, &on.named);
-        let new = accepted.target(app)?.instance_id(&accepted.cvm.app_id);
+        let new = accepted.outline(app)?.instance_id(&accepted.cvm.app_id);
         Ok(json(StatusCode::OK, &issued(blank, new, accepted.operation.id)))
     })
     .await

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::cvm::state::Cvm;
 use crate::error::{Error, Resource, Result};
 use crate::http::answer::json;
-use crate::http::approvals::{self, of_token};
+use crate::http::approvals::{Peer, of_token};
 use crate::http::extract::{Body, Caller, On, Params};
 use crate::http::{apps, view};
 use crate::store::{Answer, Purpose, Receipt};
@@ -21,12 +21,12 @@ use crate::workflow::create::Created;
 use crate::workflow::replica::{self, Outcome, Replicate};
 use crate::workflow::{approval, commit_token};
 
-/// Which record a route answers with.
+/// How a route answers.
 #[derive(Clone, Copy, Debug)]
 enum Form {
-    /// The one of creations, in every version.
+    /// 200 with the record of creations, in every version.
     Vm,
-    /// That, and from 2026-01-21 on what a CVM is shown as: clients of this route differ in what they read.
+    /// 201 with that, and from 2026-01-21 on with what a CVM is shown as: clients of this route differ in what they read.
     Both,
 }
 
@@ -45,7 +45,7 @@ pub async fn cvm_replicate(
 ) -> Result<Answer> {
     params.only(&[])?;
     let route = format!("/cvms/{}/commit-replica", on.cvm.vm_uuid.0.simple());
-    replicate(&app, &on.caller, &on.cvm, route, &headers, &body, Form::Vm, StatusCode::OK).await
+    replicate(&app, &on.caller, &on.cvm, route, &headers, &body, Form::Vm).await
 }
 
 /// Make a replica
@@ -70,10 +70,9 @@ pub async fn app_cvm_replicate(
     let source = machine.parse().ok().and_then(|uuid| cvms.into_iter().find(|cvm| cvm.vm_uuid == uuid));
     let source = source.ok_or(Error::NotFound { what: Resource::Cvm })?;
     let route = format!("/cvms/{}/commit-replica", source.vm_uuid.0.simple());
-    replicate(&app, &caller, &source, route, &headers, &body, Form::Vm, StatusCode::OK).await
+    replicate(&app, &caller, &source, route, &headers, &body, Form::Vm).await
 }
 
-#[expect(clippy::too_many_arguments, reason = "what three routes have in common, and in what they differ")]
 async fn replicate(
     app: &App,
     caller: &Caller,
@@ -82,7 +81,6 @@ async fn replicate(
     headers: &HeaderMap,
     body: &Map<String, Value>,
     form: Form,
-    status: StatusCode,
 ) -> Result<Answer> {
     let how = Replicate {
         asked: CvmReplicate::from_json(body).map_err(Error::Invalid)?,
@@ -94,7 +92,7 @@ async fn replicate(
     let render = {
         let (app, version) = (app.clone(), caller.version);
         move |outcome: &Outcome| match outcome {
-            Outcome::Created(created) => record(&app, version, form, status, created),
+            Outcome::Created(created) => record(&app, version, form, created),
             Outcome::NeedsApproval(ask) => Ok(approval_needed(ask)),
         }
     };
@@ -114,12 +112,12 @@ pub async fn cvm_commit_replica(
     State(app): State<App>,
     on: On,
     params: Params,
-    from: approvals::From,
+    peer: Peer,
     Body(body): Body,
 ) -> Result<Answer> {
     params.only(&[])?;
     let asked = CommitUpdate::from_json(&body).map_err(Error::Invalid)?;
-    commit(&app, &on.caller, &from, asked, |source| source.id == on.cvm.id, Form::Vm, StatusCode::OK).await
+    commit(&app, &on.caller, &peer, asked, |source| source.id == on.cvm.id, Form::Vm).await
 }
 
 /// Make an instance of an app
@@ -134,7 +132,7 @@ pub async fn app_instance_create(
     Path(named): Path<String>,
     params: Params,
     headers: HeaderMap,
-    from: approvals::From,
+    peer: Peer,
     Body(body): Body,
 ) -> Result<Answer> {
     params.only(&[])?;
@@ -143,25 +141,24 @@ pub async fn app_instance_create(
     if body.get("token").is_some_and(|token| !token.is_null() && token != "") {
         let asked = CommitUpdate::from_json(&body).map_err(Error::Invalid)?;
         let of_app = |source: &Cvm| source.app == row.id;
-        return commit(&app, &caller, &from, asked, of_app, Form::Both, StatusCode::CREATED).await;
+        return commit(&app, &caller, &peer, asked, of_app, Form::Both).await;
     }
     let source = apps::cvms(&app, &row)?.into_iter().next();
     let source = source.ok_or(Error::NotFound { what: Resource::App })?;
     let route = format!("/apps/{}/instances", row.app_id);
-    replicate(&app, &caller, &source, route, &headers, &body, Form::Both, StatusCode::CREATED).await
+    replicate(&app, &caller, &source, route, &headers, &body, Form::Both).await
 }
 
 async fn commit(
     app: &App,
     caller: &Caller,
-    from: &approvals::From,
+    peer: &Peer,
     asked: CommitUpdate,
     is_meant: impl Fn(&Cvm) -> bool,
     form: Form,
-    status: StatusCode,
 ) -> Result<Answer> {
     let author = caller.author()?;
-    let found = of_token(app, &approvals::peer(from.as_ref().map(|from| &from.0)), &asked.token)?;
+    let found = of_token(app, peer, &asked.token)?;
     let source = approval::cvm_of(app, &found)?;
     if found.purpose != Purpose::Replica
         || source.workspace_id != caller.actor.workspace_id
@@ -175,21 +172,19 @@ async fn commit(
     commit_token::still_good(app, &found)?;
     let render = {
         let (app, version) = (app.clone(), caller.version);
-        move |created: &Created| record(&app, version, form, status, created)
+        move |created: &Created| record(&app, version, form, created)
     };
     let receipt: Option<Receipt<Created>> = caller.receipt(render.clone());
     let created = replica::commit(app, &source, &found, asked.transaction_hash, author, receipt).await?;
     render(&created)
 }
 
-fn record(
-    app: &App,
-    version: ApiVersion,
-    form: Form,
-    status: StatusCode,
-    Created { cvm, spec, .. }: &Created,
-) -> Result<Answer> {
+fn record(app: &App, version: ApiVersion, form: Form, Created { cvm, spec, .. }: &Created) -> Result<Answer> {
     let vm = view::vm(app, cvm, spec, version)?;
+    let status = match form {
+        Form::Vm => StatusCode::OK,
+        Form::Both => StatusCode::CREATED,
+    };
     if matches!(form, Form::Vm) || version < ApiVersion::V20260121 {
         return Ok(json(status, &vm));
     }

@@ -39,7 +39,7 @@ pub async fn cvm_rollback(
     let wish = Wish { patch: update::options(&body)?, content_of: Some((revision, spec)), ..Wish::default() };
     update::carry_out(&app, on, &headers, Kind::Rollback, wish, intent, |app, _, accepted| {
         let body = wire::Accepted {
-            compose_hash: Some(accepted.target(app)?.compose.hash),
+            compose_hash: Some(accepted.outline(app)?.compose.hash),
             ..in_progress("Rollback", accepted)
         };
         Ok(json(StatusCode::ACCEPTED, &body))

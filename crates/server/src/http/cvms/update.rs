@@ -189,17 +189,16 @@ pub fn target_cvm(app: &App, on: &On, accepted: &Accepted) -> Result<Answer> {
 async fn dry_run(app: &App, on: &On, request: &Request) -> Result<Answer> {
     request.check_match(&on.cvm)?;
     let plan = update::plan_checked(app, &on.cvm, &request.wish).await?;
-    let current = || app.store.spec(on.cvm.id, on.cvm.revision).map(|spec| spec.compose.hash);
-    let (kind, diff, compose_hash, needs_approval, warnings) = match plan {
-        Plan::Nothing => (wire::PlanKind::Nothing, Vec::new(), current()?, false, Vec::new()),
-        Plan::Records { diff, .. } => (wire::PlanKind::Records, diff, current()?, false, Vec::new()),
+    let compose_hash = Some(update::outline(app, &plan, on.cvm.id, on.cvm.revision)?.compose.hash);
+    let (kind, diff, needs_approval, warnings) = match plan {
+        Plan::Nothing => (wire::PlanKind::Nothing, Vec::new(), false, Vec::new()),
+        Plan::Records { diff, .. } => (wire::PlanKind::Records, diff, false, Vec::new()),
         Plan::Steps(steps) => {
             let needs_approval = steps.approval == Approval::Needed;
-            (wire::PlanKind::Restart, steps.diff, steps.spec.compose.hash, needs_approval, steps.warnings)
+            (wire::PlanKind::Restart, steps.diff, needs_approval, steps.warnings)
         }
     };
     let diff = diff.into_iter().map(Into::into).collect();
-    let compose_hash = Some(compose_hash);
     let plan = wire::Plan { kind, diff, compose_hash, needs_approval, warnings };
     Ok(json(StatusCode::OK, &wire::DryRun { plan }))
 }

@@ -17,9 +17,6 @@ use crate::workflow::operation::Operation;
 use crate::workflow::{allowance, approval as workflow, onchain, replica};
 
 /// One approval.
-///
-/// # Errors
-/// Those of the store.
 pub fn approval(app: &App, cvm: &Cvm, approval: &Approval) -> wire::Approval {
     let overdue = approval.state == ApprovalState::Open && approval.expires_at <= app.clock.now();
     wire::Approval {
@@ -147,7 +144,7 @@ pub fn calls(app_id: AppId, actions: &[Action]) -> Vec<wire::ContractCall> {
 pub fn revocation(app: &App, operation: &Operation) -> Result<Option<wire::Revocation>> {
     let Some((cvm, hash)) = allowance::superseded(app, operation)? else { return Ok(None) };
     let Some(kms) = app.config.contract_kms(&cvm.kms) else { return Ok(None) };
-    let actions = allowance::removals(&[hash]);
+    let actions = [Action::RemoveComposeHash(hash)];
     Ok(Some(wire::Revocation {
         chain_id: kms.chain_id,
         compose_hashes: vec![hash],
