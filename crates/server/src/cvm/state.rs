@@ -4,6 +4,7 @@ use casemate_types::ids::{AppId, CvmUid, InstanceId, OperationId, VmUuid};
 use jiff::Timestamp;
 
 use super::spec::Booking;
+use crate::error::{Error, Result};
 
 macro_rules! words {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal,)* }) => {
@@ -150,5 +151,51 @@ impl Cvm {
     /// `"<revision>.<generation>"`, without the quotes: changes with every accepted change.
     pub fn tag(&self) -> String {
         format!("{}.{}", self.revision, self.generation)
+    }
+}
+
+/// The states of a CVM with which a caller is content: what its `If-Match` lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IfMatch(Vec<String>);
+
+impl IfMatch {
+    /// Reads the header: tags in quotes with commas between them. None for `*`, which any state matches.
+    ///
+    /// A weak tag (`W/"…"`) is kept with its mark and so matches nothing, as the comparison asks that is made for `If-Match`.
+    pub fn read(header: &str) -> Option<Self> {
+        let tags: Vec<&str> = header.split(',').map(str::trim).collect();
+        (!tags.contains(&"*"))
+            .then(|| Self(tags.into_iter().map(|tag| tag.trim_matches('"').to_owned()).collect()))
+    }
+
+    /// Is the CVM in one of these states?
+    pub fn holds(&self, cvm: &Cvm) -> bool {
+        let tag = cvm.tag();
+        self.0.contains(&tag)
+    }
+
+    /// `Changed` if the CVM is in none of these states.
+    pub fn check(&self, cvm: &Cvm) -> Result<()> {
+        if self.holds(cvm) { Ok(()) } else { Err(self.changed()) }
+    }
+
+    /// What is said to somebody whose states have all passed.
+    pub fn changed(&self) -> Error {
+        Error::Changed { expected: self.0.join(" or ") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_tags_is_read_tag_by_tag() {
+        let read = |text| IfMatch::read(text).map(|IfMatch(tags)| tags);
+        assert_eq!(read("\"1.2\""), Some(vec!["1.2".to_owned()]));
+        assert_eq!(read("\"1.2\" ,\"3.4\""), Some(vec!["1.2".to_owned(), "3.4".to_owned()]));
+        assert_eq!(read("W/\"1.2\""), Some(vec!["W/\"1.2".to_owned()]));
+        assert_eq!(read("*"), None);
+        assert_eq!(read("\"1.2\", *"), None);
     }
 }

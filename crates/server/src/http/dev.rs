@@ -11,7 +11,7 @@ use crate::driver::fault::{Fault, Plan, Planned};
 use crate::error::{Error, Resource, Result};
 use crate::http::answer::{json, nothing};
 use crate::http::extract::{Body, Caller, Params, TheCvm};
-use crate::store::Answer;
+use crate::store::{self, Answer};
 
 /// Seconds of `slow-stop` and `slow` that name none.
 const SLOW: u64 = 30;
@@ -38,7 +38,7 @@ pub async fn fault_plan(
     caller.author()?;
     let planned = read(&app, &caller, &body)?;
     plan.plan(planned.clone()).await.map_err(|error| refused(&name, error))?;
-    Ok(json(StatusCode::CREATED, &planned))
+    Ok(json(StatusCode::CREATED, &shown(&app, &planned)?))
 }
 
 /// List planned faults
@@ -49,6 +49,7 @@ pub async fn fault_plan(
 pub async fn fault_list(State(app): State<App>, _: Caller, Path(named): Path<String>) -> Result<Answer> {
     let (name, plan) = node(&app, &named)?;
     let planned = plan.planned().await.map_err(|error| refused(&name, error))?;
+    let planned: Vec<_> = planned.iter().map(|planned| shown(&app, planned)).collect::<Result<_>>()?;
     Ok(json(StatusCode::OK, &planned))
 }
 
@@ -68,6 +69,20 @@ pub async fn fault_clear(
     caller.author()?;
     plan.clear().await.map_err(|error| refused(&name, error))?;
     Ok(nothing())
+}
+
+/// A planned fault in the words in which it is asked for: a CVM is named by its id, or by its machine once it is gone.
+pub(super) fn shown(app: &App, planned: &Planned) -> Result<Map<String, Value>> {
+    let Value::Object(mut shown) = object!(planned) else { unreachable!("a struct is an object") };
+    shown.remove("vm");
+    let cvm = match planned.vm.map(|machine| (machine, app.store.cvm_of_machine(machine))) {
+        None => Value::Null,
+        Some((_, Ok(cvm))) => cvm.uid.to_string().into(),
+        Some((machine, Err(store::Error::Missing))) => machine.to_string().into(),
+        Some((_, Err(error))) => return Err(error.into()),
+    };
+    shown.insert("cvm".to_owned(), cvm);
+    Ok(shown)
 }
 
 /// The node with this number or name, if its faults can be planned.

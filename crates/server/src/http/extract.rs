@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::app::App;
 use crate::auth::{self, Actor, Author};
-use crate::cvm::state::Cvm;
+use crate::cvm::state::{Cvm, IfMatch};
 use crate::error::{Error, Resource, Result};
 use crate::store::{Answer, Found, Receipt, RequestKey};
 
@@ -132,6 +132,15 @@ pub struct On {
     pub cvm: Cvm,
     /// The name that the path used for it.
     pub named: String,
+    /// The states of it that the caller has seen, if it wants no other to be changed.
+    pub if_match: Option<IfMatch>,
+}
+
+/// The states that `If-Match` lists; several headers are one list.
+pub fn if_match(headers: &HeaderMap) -> Option<IfMatch> {
+    let given: Vec<_> =
+        headers.get_all(header::IF_MATCH).iter().map(|value| value.to_str().unwrap_or("?")).collect();
+    if given.is_empty() { None } else { IfMatch::read(&given.join(",")) }
 }
 
 impl FromRequestParts<App> for On {
@@ -145,7 +154,12 @@ impl FromRequestParts<App> for On {
         let named = segments.into_iter().find(|(name, _)| name == "id").map(|(_, value)| value);
         let named = named.ok_or(Error::NotFound { what: Resource::Route })?;
         let TheCvm { cvm, named } = TheCvm::find(app, &caller.actor, &named)?;
-        Ok(Self { caller, cvm, named })
+        // Looked at here so that no route forgets it. What is accepted is compared again where it is stored.
+        let if_match = if parts.method.is_safe() { None } else { if_match(&parts.headers) };
+        if let Some(seen) = &if_match {
+            seen.check(&cvm)?;
+        }
+        Ok(Self { caller, cvm, named, if_match })
     }
 }
 
@@ -242,7 +256,16 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The query of a request.
+/// Query parameters that may be given several times, each with a value of its own.
+const LISTS: [&str; 2] = ["instance_types", "status"];
+
+/// A parameter that says two things: whichever were taken, somebody meant the other.
+fn repeated(name: &str) -> Error {
+    let message = format!("`{name}` is given more than once; send it once");
+    Error::Invalid(vec![FieldError::query(name, "value_error", message)])
+}
+
+/// The query of a request. No parameter says two things.
 #[derive(Clone, Debug, Default)]
 pub struct Params(Vec<(String, String)>);
 
@@ -250,17 +273,32 @@ impl FromRequestParts<App> for Params {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self> {
-        Ok(Self(pairs(parts.uri.query().unwrap_or_default()).collect()))
+        let params = Self(pairs(parts.uri.query().unwrap_or_default()).collect());
+        let is_list = |name: &str| LISTS.contains(&name);
+        match params.repeated(|one, other| one.0 == other.0 && one.1 != other.1 && !is_list(&one.0)) {
+            None => Ok(params),
+            Some(name) => Err(repeated(name)),
+        }
     }
 }
 
 impl Params {
-    /// Refuses names that are not in `known`, and those that come twice. On a route that changes something neither a typing error
-    /// nor a contradiction must be ignored.
+    /// The name of the first parameter that `clashes` with a later one.
+    fn repeated(&self, clashes: impl Fn(&(String, String), &(String, String)) -> bool) -> Option<&str> {
+        let later = |index: usize| &self.0[index + 1..];
+        let clash = self
+            .0
+            .iter()
+            .enumerate()
+            .find(|(index, one)| later(*index).iter().any(|other| clashes(one, other)));
+        clash.map(|(_, (name, _))| name.as_str())
+    }
+
+    /// Refuses names that are not in `known`, and those that come twice. On a route that changes something a typing error must
+    /// not be ignored.
     pub fn only(self, known: &[&str]) -> Result<Self> {
-        if let Some((name, _)) = self.0.iter().find(|(name, _)| self.all(name).len() > 1) {
-            let message = format!("`{name}` is there more than once; send it once");
-            return Err(Error::Invalid(vec![FieldError::query(name, "value_error", message)]));
+        if let Some(name) = self.repeated(|one, other| one.0 == other.0) {
+            return Err(repeated(name));
         }
         let unknown = self.0.iter().find(|(name, _)| !known.contains(&name.as_str()));
         match unknown {
@@ -283,6 +321,15 @@ impl Params {
     /// The last value given.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().rev().find(|(given, _)| given == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The value given, where one that is a list elsewhere is none.
+    pub fn one(&self, name: &str) -> Result<Option<&str>> {
+        match self.all(name).as_slice() {
+            [] => Ok(None),
+            [one, rest @ ..] if rest.iter().all(|other| other == one) => Ok(Some(one)),
+            _ => Err(repeated(name)),
+        }
     }
 
     /// Every value given.

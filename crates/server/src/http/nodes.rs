@@ -216,8 +216,8 @@ pub async fn node_list(State(app): State<App>, _: Caller) -> Result<Response> {
         if let Some(plan) = node.and_then(|node| node.faults.as_ref()).filter(|_| app.config.dev) {
             // A node that does not answer may well be what was planned.
             let planned = plan.planned().await.unwrap_or_default();
-            let text = |planned| serde_json::to_string(planned).expect("plain fields");
-            shown.faults = planned.iter().map(text).collect();
+            let text = |planned| Ok(serde_json::Value::Object(super::dev::shown(&app, planned)?).to_string());
+            shown.faults = planned.iter().map(text).collect::<Result<_>>()?;
         }
         items.push(shown);
     }

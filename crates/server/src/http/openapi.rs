@@ -195,8 +195,14 @@ fn complete(path: &str, method: &HttpMethod, operation: &mut Operation) {
     if changes {
         names.push("Idempotency-Key");
     }
+    // A commit token stands for one update of one revision: what it may change is settled.
+    let guarded = changes && (path.contains("/cvms/{id}") || path.ends_with("/cancel"));
+    let guarded = guarded && !path.ends_with("/commit-update");
+    if guarded {
+        names.push("If-Match");
+    }
     if updates && *method == HttpMethod::Patch {
-        names.extend(["dry_run", "If-Match", "X-Compose-Hash", "X-Transaction-Hash", "X-Prepare-Only"]);
+        names.extend(["dry_run", "X-Compose-Hash", "X-Transaction-Hash", "X-Prepare-Only"]);
     }
     let parameters = operation.parameters.get_or_insert_default();
     parameters.retain(|own| match own {
@@ -211,8 +217,11 @@ fn complete(path: &str, method: &HttpMethod, operation: &mut Operation) {
     if changes {
         failures.extend([403, 409]);
     }
+    if guarded {
+        failures.push(412);
+    }
     if updates || is("approvals") {
-        failures.extend([412, 465, 466, 467, 468]);
+        failures.extend([465, 466, 467, 468]);
     }
     if streams || signed || changes {
         failures.push(429);

@@ -156,7 +156,7 @@ impl Follow {
 pub async fn operation_list(State(app): State<App>, caller: Caller, params: Params) -> Result<Response> {
     let limit = usize::try_from(params.number("limit", 1, 500)?.unwrap_or(50)).expect("bounded above");
     let cvm = params.get("cvm").map(|named| TheCvm::find(&app, &caller.actor, named)).transpose()?;
-    let status = params.get("status").map(status).transpose()?;
+    let status = params.one("status")?.map(status).transpose()?;
     let before = params.get("cursor").map(str::parse).transpose().map_err(|_| {
         Error::Invalid(vec![FieldError::query(
             "cursor",

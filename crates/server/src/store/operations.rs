@@ -14,14 +14,13 @@ use super::rows::{
 use super::{Error, Result, Store};
 use crate::auth::Author;
 use crate::cvm::spec::Spec;
-use crate::cvm::state::{Cvm, OpenOperation, Power, Status};
+use crate::cvm::state::{Cvm, IfMatch, OpenOperation, Power, Status};
 use crate::driver::{Machine, Report};
 use crate::workflow::operation::{
     Aftermath, Change, FailCode, FailReason, Held, Kind, Lane, Operation, Options, Records, State, Step,
     StepName, steps_after_interrupting,
 };
 use crate::workflow::step::Done;
-use crate::workflow::update::IfMatch;
 
 /// A piece of work to be accepted on an existing CVM.
 #[derive(Clone, Debug)]
@@ -134,7 +133,7 @@ impl Store {
 
     /// Accepts a stop or delete, which never wait: it ends the operation at work and settles its spec.
     ///
-    /// `Changed` if the CVM is in no state that `if_match` names. `OperationOpen` if a deletion is at work: nothing ends that.
+    /// `OperationOpen` if a deletion is at work: nothing ends that. `Changed` if the CVM is in no state of `if_match`.
     pub async fn operation_interrupt(
         &self,
         new: NewOperation,
@@ -143,7 +142,7 @@ impl Store {
     ) -> Result<Accepted> {
         self.change_and_keep(receipt, move |tx| {
             let mut cvm = rows::cvm_by_id(tx, new.cvm_id)?;
-            if if_match.as_ref().is_some_and(|wanted| !wanted.holds(&cvm)) {
+            if if_match.as_ref().is_some_and(|seen| !seen.holds(&cvm)) {
                 return Err(Error::Changed);
             }
             let open = cvm.open.take().map(|open| operation_by_id(tx, open.id)).transpose()?;
@@ -166,16 +165,23 @@ impl Store {
         .await
     }
 
-    /// Calls an operation off that has not touched the machine yet. `ClaimLost` if it has.
+    /// Calls an operation off that has not touched the machine yet. `ClaimLost` if it has, `Changed` if its CVM is in no
+    /// state of `if_match`.
     pub async fn operation_cancel(
         &self,
         id: OperationId,
+        if_match: Option<IfMatch>,
         author: Author,
         at: Timestamp,
         receipt: Option<Receipt<Accepted>>,
     ) -> Result<Accepted> {
         self.change_and_keep(receipt, move |tx| {
             let operation = operation_by_id(tx, id)?;
+            if let Some(seen) = &if_match
+                && !seen.holds(&rows::cvm_by_id(tx, operation.cvm_id)?)
+            {
+                return Err(Error::Changed);
+            }
             if !operation.can_be_cancelled() {
                 return Err(Error::ClaimLost);
             }

@@ -4,10 +4,10 @@ use casemate_types::error::codes;
 use casemate_types::ids::OperationId;
 
 use super::operation::{Kind, Lane, Options};
-use super::update::{ATTEMPTS, IfMatch, busy};
+use super::update::{ATTEMPTS, busy};
 use crate::app::App;
 use crate::auth::Author;
-use crate::cvm::state::{Cvm, Power, Status};
+use crate::cvm::state::{Cvm, IfMatch, Power, Status};
 use crate::error::{Error, Result};
 use crate::store::{self, Accepted, NewOperation, Receipt};
 
@@ -16,15 +16,15 @@ use crate::store::{self, Accepted, NewOperation, Receipt};
 pub struct Order {
     /// Who asks.
     pub author: Author,
+    /// The states that they have seen, if they want no other to be changed.
+    pub if_match: Option<IfMatch>,
     /// Keeps the answer together with what it answers.
     pub receipt: Option<Receipt<Accepted>>,
-    /// The states that the caller would have changed, if not any.
-    pub if_match: Option<IfMatch>,
 }
 
 impl From<Author> for Order {
     fn from(author: Author) -> Self {
-        Self { author, receipt: None, if_match: None }
+        Self { author, if_match: None, receipt: None }
     }
 }
 
@@ -46,38 +46,32 @@ pub async fn restart(app: &App, cvm: Cvm, hard: bool, order: impl Into<Order>) -
 /// Cuts the power, whatever else is going on.
 pub async fn stop(app: &App, cvm: Cvm, order: impl Into<Order>) -> Result<Accepted> {
     let order = order.into();
-    let missed = order.if_match.as_ref().map(IfMatch::missed);
-    interrupt(app, &cvm, Kind::Stop, order).await.map_err(|error| refused(error, missed))
+    let seen = order.if_match.clone();
+    interrupt(app, &cvm, Kind::Stop, order).await.map_err(|error| passed(error, seen))
 }
 
 /// Removes a CVM, whatever else is going on.
 pub async fn delete(app: &App, cvm: Cvm, order: impl Into<Order>) -> Result<()> {
     let order = order.into();
-    let missed = order.if_match.as_ref().map(IfMatch::missed);
+    let seen = order.if_match.clone();
     match interrupt(app, &cvm, Kind::Delete, order).await {
         Ok(_) => Ok(()),
         // It is being removed already.
         Err(store::Error::OperationOpen) => Ok(()),
-        Err(error) => Err(refused(error, missed)),
-    }
-}
-
-fn refused(error: store::Error, missed: Option<Error>) -> Error {
-    match (error, missed) {
-        (store::Error::Changed, Some(missed)) => missed,
-        (error, _) => error.into(),
+        Err(error) => Err(passed(error, seen)),
     }
 }
 
 /// Calls an operation off, as long as it has not touched the machine.
 pub async fn cancel(app: &App, id: OperationId, order: impl Into<Order>) -> Result<Accepted> {
-    let Order { author, receipt, .. } = order.into();
-    match app.store.operation_cancel(id, author, app.clock.now(), receipt).await {
+    let Order { author, if_match, receipt } = order.into();
+    let seen = if_match.clone();
+    match app.store.operation_cancel(id, if_match, author, app.clock.now(), receipt).await {
         Err(store::Error::ClaimLost) => {
             let message = "the machine is already being changed; `stop` ends an operation at any time";
             Err(Error::Conflict { code: Some(codes::INVALID_REQUEST), message: message.into() })
         }
-        other => Ok(other?),
+        other => other.map_err(|error| passed(error, seen)),
     }
 }
 
@@ -90,7 +84,9 @@ async fn wait_for_turn(
     order: Order,
 ) -> Result<Accepted> {
     for _ in 0..ATTEMPTS {
-        order.if_match.as_ref().map_or(Ok(()), |wanted| wanted.check(&cvm))?;
+        if let Some(seen) = &order.if_match {
+            seen.check(&cvm)?;
+        }
         if cvm.open.is_some() {
             return Err(busy());
         }
@@ -113,6 +109,14 @@ async fn wait_for_turn(
         }
     }
     Err(busy())
+}
+
+/// A CVM that has changed is told to those who named the state that they had seen.
+fn passed(error: store::Error, seen: Option<IfMatch>) -> Error {
+    match (error, seen) {
+        (store::Error::Changed, Some(seen)) => seen.changed(),
+        (error, _) => error.into(),
+    }
 }
 
 async fn interrupt(app: &App, cvm: &Cvm, kind: Kind, order: Order) -> store::Result<Accepted> {

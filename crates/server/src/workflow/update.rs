@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::auth::Author;
 use crate::cvm::plan::{Approval, Current, INSTANCE_TYPES, Plan, Rules, Steps, Wish, plan_update};
 use crate::cvm::spec::Spec;
-use crate::cvm::state::Cvm;
+use crate::cvm::state::{Cvm, IfMatch};
 use crate::driver::NodeFacts;
 use crate::error::{Error, ProofCheck, Resource, Result};
 use crate::store::{self, Closing, NewOperation, NewSpec, Receipt, constraint};
@@ -26,7 +26,7 @@ pub struct Request {
     pub wish: Wish,
     /// What the operation is called.
     pub kind: Kind,
-    /// The states that the caller would have changed, if not any.
+    /// The states that the caller has seen.
     pub if_match: Option<IfMatch>,
     /// Who asks.
     pub author: Author,
@@ -39,34 +39,7 @@ pub struct Request {
 impl Request {
     /// `Changed` if the caller has seen another state than this.
     pub fn check_match(&self, cvm: &Cvm) -> Result<()> {
-        self.if_match.as_ref().map_or(Ok(()), |wanted| wanted.check(cvm))
-    }
-}
-
-/// States of a CVM that a caller has seen, as `<revision>.<generation>`: no other is to be changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IfMatch(Vec<String>);
-
-impl IfMatch {
-    /// Reads the header: tags in quotes with commas in between. None for `*`, which any state matches.
-    pub fn read(header: &str) -> Option<Self> {
-        let tags = header.split(',').map(|tag| tag.trim().trim_matches('"').to_owned());
-        (header.trim() != "*").then(|| Self(tags.collect()))
-    }
-
-    /// Is the CVM in one of them?
-    pub fn holds(&self, cvm: &Cvm) -> bool {
-        self.0.contains(&cvm.tag())
-    }
-
-    /// `Changed` if the CVM is in none of them.
-    pub fn check(&self, cvm: &Cvm) -> Result<()> {
-        if self.holds(cvm) { Ok(()) } else { Err(self.missed()) }
-    }
-
-    /// That the CVM is in none of them.
-    pub fn missed(&self) -> Error {
-        Error::Changed { expected: self.0.join(", ") }
+        self.if_match.as_ref().map_or(Ok(()), |seen| seen.check(cvm))
     }
 }
 

@@ -53,6 +53,55 @@ async fn mutating_routes_refuse_unknown_query_parameters() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn mutating_routes_refuse_a_parameter_that_comes_twice() {
+    let scene = Scene::start().await;
+    let tag = scene.now().tag();
+    for (method, path, _) in routes(scene.cvm.uid.as_str()) {
+        if !changes(&method, &path) {
+            continue;
+        }
+        for twice in ["dry_run=true&dry_run=false", "dry_run=true&dry_run=true"] {
+            let answer =
+                scene.client.call(method.clone(), &format!("{path}?{twice}"), Some(&json!({}))).await;
+            let refused = answer.expect(422);
+            assert_eq!(
+                refused["detail"][0]["loc"],
+                json!(["query", "dry_run"]),
+                "{method} {path}: {refused}"
+            );
+        }
+    }
+    assert_eq!(scene.now().tag(), tag);
+    // A read may be asked the same thing twice, and lists have several values.
+    let client = &scene.client;
+    client.get("/cvms/paginated?page=1&page=1").await.expect(200);
+    client.get("/cvms/paginated?instance_types=tdx.small&instance_types=tdx.large").await.expect(200);
+    let refused = client.get("/cvms/paginated?page=1&page=2").await.expect(422);
+    assert_eq!(refused["detail"][0]["loc"], json!(["query", "page"]));
+    let refused = client.get("/cvms?node_id=1&teepod_id=2").await.expect(422);
+    assert!(refused.to_string().contains("teepod_id"), "{refused}");
+    client.get("/cvms?node_id=1&teepod_id=1").await.expect(200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_route_that_changes_a_cvm_honours_if_match() {
+    let scene = Scene::start().await;
+    let tag = scene.now().tag();
+    let stale = scene.client.header("if-match", "\"9.9\", \"8.8\"");
+    let mut tried = 0;
+    for (method, path, named) in routes(scene.cvm.uid.as_str()) {
+        let settled = path.ends_with("/commit-update");
+        if !changes(&method, &path) || !named.starts_with("/cvms/{id}") || settled {
+            continue;
+        }
+        stale.call(method.clone(), &path, Some(&json!({}))).await.expect(412);
+        tried += 1;
+    }
+    assert!(tried > 20, "{tried}");
+    assert_eq!((scene.now().tag(), scene.now().open), (tag, None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn absent_and_foreign_cvms_cannot_be_told_apart() {
     let scene = Scene::start().await;
     let stranger = Client::stranger(&scene.world).await;

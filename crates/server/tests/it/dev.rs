@@ -16,7 +16,11 @@ async fn a_failing_update_can_be_rehearsed() {
     let planned = json!({ "fault": "boot-fail", "once": true, "cvm": "web-one" });
     let answer = scene.client.post("/dev/nodes/sim-1/faults", planned).await.expect(201);
     assert_eq!((&answer["fault"], &answer["once"]), (&json!("boot-fail"), &json!(true)));
+    assert_eq!((&answer["cvm"], answer.get("vm")), (&json!(scene.cvm.uid), None));
     let listed = scene.client.json("/dev/nodes/1/faults").await;
+    assert_eq!(listed[0]["cvm"], json!(scene.cvm.uid));
+    let told = scene.client.json("/nodes").await["items"][0]["faults"][0].clone();
+    assert!(told.as_str().is_some_and(|text| text.contains(scene.cvm.uid.as_str())), "{told}");
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
     scene.client.patch(&scene.path(""), json!({ "vcpu": 2 })).await.expect(202);
     scene.world.settle().await;

@@ -26,7 +26,27 @@ async fn cancel_works_until_the_machine_is_touched() {
     assert_eq!(scene.snapshot().await, before);
     scene.world.assert_accounts().await;
     // Too late, since it has ended.
-    assert!(scene.client.post(&path, json!({})).await.expect(409)["error_code"].is_string());
+    let ended = scene.client.post(&path, json!({})).await.expect(409);
+    assert!(ended["error_code"].is_string());
+    assert!(
+        ended["message"].as_str().is_some_and(|text| text.contains("has ended: it was called off")),
+        "{ended}"
+    );
+    let accepted = scene.client.patch(&scene.path(""), json!({ "vcpu": 2 })).await.expect(202);
+    let path = format!("/operations/{}/cancel", accepted["correlation_id"].as_str().expect("an id"));
+    scene.client.post(&scene.path("/stop"), json!({})).await.expect(200);
+    let ended = scene.client.post(&path, json!({})).await.expect(409);
+    assert!(ended["message"].as_str().is_some_and(|text| text.contains("took over")), "{ended}");
+    let stop = scene.client.json("/operations?status=queued").await["items"][0]["correlation_id"].clone();
+    let stop = format!("/operations/{}/cancel", stop.as_str().expect("an id"));
+    let refused = scene.client.post(&stop, json!({})).await.expect(409);
+    assert!(
+        refused["message"].as_str().is_some_and(|text| text.contains("stop is not called off")),
+        "{refused}"
+    );
+    scene.world.settle().await;
+    let ended = scene.client.post(&stop, json!({})).await.expect(409);
+    assert!(ended["message"].as_str().is_some_and(|text| text.contains("it succeeded at")), "{ended}");
     for id in ["nonsense", "0198c1d2-0000-7000-8000-000000000000"] {
         scene.client.post(&format!("/operations/{id}/cancel"), json!({})).await.expect(404);
     }
@@ -61,6 +81,24 @@ async fn cancel_after_the_stop_began_is_refused_with_a_code() {
     );
     scene.world.settle_with(&NoProbe).await;
     assert_eq!(scene.spec().vcpu, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn power_calls_answer_with_what_was_asked_for() {
+    let scene = Scene::start().await;
+    let status = async |path: &str| {
+        let answer = scene.client.post(&scene.path(path), json!({})).await.expect(200);
+        let status = answer["status"].as_str().expect("a text").to_owned();
+        scene.world.settle().await;
+        status
+    };
+    assert_eq!(status("/start").await, "starting", "of one that runs");
+    assert_eq!(status("/stop").await, "stopping");
+    assert_eq!(status("/restart").await, "restarting", "of one that is off");
+    assert_eq!(scene.now().status, Status::Running);
+    assert_eq!(status("/restart").await, "restarting");
+    assert_eq!(status("/shutdown").await, "shutting_down");
+    assert_eq!(scene.now().status, Status::Stopped);
 }
 
 #[tokio::test(start_paused = true)]

@@ -294,7 +294,7 @@ async fn operations_revisions_and_events_tell_what_happened() {
     assert_eq!((rest["items"].as_array().map(Vec::len), &rest["next_cursor"]), (Some(1), &Value::Null));
     assert_eq!(client.json("/operations?status=failed").await["items"], json!([]));
     assert_eq!(client.json("/operations?stuck=true").await["items"], json!([]));
-    for wrong in ["status=done", "cursor=x", "stuck=maybe", "limit=0"] {
+    for wrong in ["status=done", "status=queued&status=running", "cursor=x", "stuck=maybe", "limit=0"] {
         assert_eq!(client.get(&format!("/operations?{wrong}")).await.status, 422, "{wrong}");
     }
     assert_eq!(client.get("/operations?cvm=nobody").await.status, 404);

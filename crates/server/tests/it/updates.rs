@@ -204,7 +204,11 @@ async fn sent(scene: &Scene, rest: &str, field: &str, text: &str, way: usize) ->
     let (path, patch) = (scene.path(rest), Method::PATCH);
     match way {
         0 => scene.client.raw(patch, &path, "text/plain", text.to_owned()).await,
-        1 => scene.client.raw(patch, &path, "application/octet-stream", text.to_owned()).await,
+        1 => {
+            let kind =
+                if rest == "/docker-compose" { "application/x-yaml" } else { "application/octet-stream" };
+            scene.client.raw(patch, &path, kind, text.to_owned()).await
+        }
         2 => scene.client.raw(patch, &path, "", text.to_owned()).await,
         3 => scene.client.patch(&path, json!({ field: text, "compose_hash": null })).await,
         4 => {
@@ -251,6 +255,35 @@ async fn scripts_and_compose_files_arrive_byte_for_byte_in_every_way() {
         let shown = scene.client.get(&scene.path("/docker-compose.yml")).await;
         assert_eq!(shown.text(), yaml, "way {way}");
         assert_eq!(scene.seen().await.containers[0].image, format!("web:{way}"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_said_to_be_no_text_is_refused() {
+    let scene = Scene::start().await;
+    let tag = scene.now().tag();
+    for (rest, field, content_type) in [
+        ("/docker-compose", "docker_compose_file", "image/png"),
+        ("/docker-compose", "docker_compose_file", "application/octet-stream"),
+        ("/docker-compose", "docker_compose_file", "Application/ZIP; x=y"),
+        ("/pre-launch-script", "pre_launch_script", "image/png"),
+        ("/pre-launch-script", "pre_launch_script", "application/pdf"),
+        ("/pre-launch-script", "pre_launch_script", "nonsense"),
+    ] {
+        let path = scene.path(rest);
+        let refused =
+            scene.client.raw(Method::PATCH, &path, content_type, compose("web:2")).await.expect(400);
+        assert_eq!(refused["error_code"], "ERR-02-008");
+        assert_eq!(refused["details"][0]["field"], field);
+        let message = refused["message"].as_str().expect("a text");
+        assert!(message.contains(field) && message.contains("text/plain"), "{message}");
+    }
+    assert_eq!(scene.now().tag(), tag);
+    for content_type in
+        ["text/yaml; charset=utf-8", "application/yaml", "application/x-yaml", "text/markdown"]
+    {
+        let path = format!("{}?dry_run=true", scene.path("/docker-compose"));
+        scene.client.raw(Method::PATCH, &path, content_type, compose("web:2")).await.expect(200);
     }
 }
 

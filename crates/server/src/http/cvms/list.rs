@@ -51,7 +51,12 @@ pub async fn cvm_list_all(State(app): State<App>, caller: Caller, params: Params
 
 fn filter(params: &Params) -> Result<CvmFilter> {
     const LAST: u64 = i64::MAX as u64;
-    let node = params.number("node_id", 1, LAST)?.or(params.number("teepod_id", 1, LAST)?);
+    let (node, teepod) = (params.number("node_id", 1, LAST)?, params.number("teepod_id", 1, LAST)?);
+    if node.is_some() && teepod.is_some() && node != teepod {
+        let message = "`node_id` and `teepod_id` are two names of one parameter and say different things";
+        return Err(Error::Invalid(vec![FieldError::query("node_id", "value_error", message)]));
+    }
+    let node = node.or(teepod);
     let gpus = match params.get("family") {
         None | Some("" | "all") => None,
         Some("cpu") => Some(false),

@@ -67,6 +67,15 @@ pub async fn cvm_pre_launch_script_update(
 /// The text, byte for byte, and what else was in the body.
 async fn read(headers: &HeaderMap, raw: Raw, field: &str) -> Result<(String, Map<String, Value>)> {
     let Raw { bytes, content_type } = raw;
+    if !takes(&content_type, field) {
+        let message = format!(
+            "a body of type `{}` is not taken here; send {} as text ({}), as JSON, or as part `file` of multipart/form-data",
+            media_type(&content_type),
+            field,
+            raw_types(field).join(", "),
+        );
+        return Err(Error::rejected(codes::INVALID_REQUEST, field, message));
+    }
     // Some clients say JSON on every request, also on one without a body.
     if content_type.contains("json") && !bytes.is_empty() {
         let body = object(&bytes)?;
@@ -83,21 +92,34 @@ async fn read(headers: &HeaderMap, raw: Raw, field: &str) -> Result<(String, Map
             return Ok((text.clone(), body));
         }
         // A file sent without a word about its type is said to be a form.
-    } else if !is_text(&content_type) {
-        let message = format!("a body of type `{content_type}` is no text; send text, JSON or a form");
-        return Err(Error::rejected(codes::INVALID_REQUEST, field, message));
     }
     Ok((utf8(bytes.to_vec(), field)?, Map::new()))
 }
 
-/// Types under which clients send a text as it is.
-fn is_text(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    let known = ["", "application/octet-stream", "application/x-sh", "application/x-shellscript"];
-    // Of JSON only an empty body comes this far.
-    essence.starts_with("text/")
-        || ["yaml", "json"].iter().any(|word| essence.contains(word))
-        || known.contains(&essence)
+/// What a text may be said to be when it is sent as it is, besides every kind of text and nothing at all.
+fn raw_types(field: &str) -> &'static [&'static str] {
+    match field {
+        COMPOSE => &["text/yaml", "text/plain", "application/yaml", "application/x-yaml"],
+        // Clients that send a script as a file know no better name for it than that of any bytes.
+        _ => &["text/plain", "text/x-shellscript", "application/x-sh", "application/octet-stream"],
+    }
+}
+
+/// Without parameters such as the character set.
+fn media_type(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or_default().trim()
+}
+
+/// Is a body that is said to be this taken? An image, say, is not what anybody means by a compose file.
+fn takes(content_type: &str, field: &str) -> bool {
+    let media = media_type(content_type);
+    media.is_empty()
+        || media.starts_with("text/")
+        || media.contains("json")
+        || media == "multipart/form-data"
+        || media == "application/x-www-form-urlencoded"
+        || (field == COMPOSE && media.ends_with("+yaml"))
+        || raw_types(field).contains(&media)
 }
 
 fn utf8(bytes: Vec<u8>, field: &str) -> Result<String> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use casemate_types::error::ErrorBody;
 use casemate_types::patch::{CvmPatch, PatchControl, TxProof};
 use casemate_types::wire;
@@ -18,7 +18,7 @@ use crate::store::Answer;
 use crate::workflow::approval::{self, Proof};
 use crate::workflow::commit_token;
 use crate::workflow::operation::Kind;
-use crate::workflow::update::{self, Accepted, IfMatch, Outcome, Request};
+use crate::workflow::update::{self, Accepted, Outcome, Request};
 
 /// What a request on an update route wants done with its wish.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,7 +121,7 @@ pub async fn carry_out(
         on.caller.receipt(move |outcome| render(outcome).map(kept))
     };
     let auto_commit = said(headers, "x-auto-commit");
-    let request = Request { wish, kind, if_match: if_match(headers), author, receipt, auto_commit };
+    let request = Request { wish, kind, if_match: on.if_match.clone(), author, receipt, auto_commit };
     let cvm = on.cvm.clone();
     let outcome = match intent {
         Intent::DryRun => return dry_run(app, &on, &request).await,
@@ -131,11 +131,6 @@ pub async fn carry_out(
         Intent::CommitRegistered(tx) => approval::commit_registered(app, cvm, request, tx).await?,
     };
     render(&outcome)
-}
-
-/// The state that the caller has seen, if it wants no other to be changed.
-pub fn if_match(headers: &HeaderMap) -> Option<IfMatch> {
-    IfMatch::read(headers.get(header::IF_MATCH)?.to_str().unwrap_or_default())
 }
 
 /// 465: what has to be registered, and how to go on.
