@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use casemate_types::env::EnvVar;
 
@@ -12,6 +13,32 @@ pub(crate) struct Memory(pub u32);
 /// Disk in GB: `20G`, `1T` or `20`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Disk(pub u32);
+
+/// How long something lasts: `90m`, `12h`, `30d` or `8w`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lifetime(pub Duration);
+
+impl FromStr for Lifetime {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        /// A hundred years: what is longer is meant to have no end.
+        const LONGEST: u64 = 100 * 365 * 86_400;
+        let seconds = |number: &str, each: u64| number.parse::<u64>().ok()?.checked_mul(each);
+        let last = text.trim().char_indices().last();
+        let seconds = last.and_then(|(end, unit)| match unit {
+            'm' => seconds(&text.trim()[..end], 60),
+            'h' => seconds(&text.trim()[..end], 3600),
+            'd' => seconds(&text.trim()[..end], 86_400),
+            'w' => seconds(&text.trim()[..end], 7 * 86_400),
+            _ => None,
+        });
+        match seconds {
+            Some(seconds @ 1..=LONGEST) => Ok(Self(Duration::from_secs(seconds))),
+            _ => Err("should be a time such as 90m, 12h, 30d or 8w"),
+        }
+    }
+}
 
 /// A number and its unit, in upper case and without `B` or `iB`.
 fn amount(text: &str) -> Option<(f64, String)> {
@@ -182,6 +209,18 @@ mod tests {
         }
         for (text, gb) in [("20", 20), ("20G", 20), ("2T", 2048)] {
             assert_eq!(text.parse(), Ok(Disk(gb)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_lifetime_is_a_number_and_a_unit() {
+        for (text, seconds) in [("90m", 5400), ("12h", 43_200), ("30d", 2_592_000), (" 8w ", 4_838_400)] {
+            assert_eq!(text.parse(), Ok(Lifetime(Duration::from_secs(seconds))), "{text}");
+        }
+        for text in
+            ["", "d", "0d", "-1d", "30", "1.5d", "30 d", "5y", "30é", "99999999999999999999d", "5300w"]
+        {
+            assert!(text.parse::<Lifetime>().is_err(), "{text}");
         }
     }
 

@@ -7,6 +7,7 @@ use casemate_types::ids::{AppId, VmUuid};
 use casemate_types::patch::{InstanceIdsLookup, InstanceIdsRefresh, MAX_INSTANCE_IDS, StatusBatch};
 use casemate_types::version::ApiVersion;
 use casemate_types::wire;
+use jiff::Timestamp;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 
@@ -489,7 +490,7 @@ impl Keys {
 
     /// Makes a key. Its answer is the only one that ever shows it.
     pub fn create(&self, name: impl Into<String>) -> CreateKey {
-        let body = KeyBody { name: name.into(), scopes: None, default_version: None };
+        let body = KeyBody { name: name.into(), scopes: None, default_version: None, expires_at: None };
         CreateKey { client: self.client.clone(), body }
     }
 
@@ -511,6 +512,8 @@ struct KeyBody {
     scopes: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     default_version: Option<ApiVersion>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Timestamp>,
 }
 
 /// A key to be made: [`Keys::create`].
@@ -525,6 +528,12 @@ impl CreateKey {
     /// What it may do; everything by default.
     pub fn scopes<T: Into<String>>(mut self, scopes: impl IntoIterator<Item = T>) -> Self {
         self.body.scopes = Some(scopes.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// When it stops working; by default with the key that makes it, if that does.
+    pub fn expires_at(mut self, at: Timestamp) -> Self {
+        self.body.expires_at = Some(at);
         self
     }
 

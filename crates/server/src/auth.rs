@@ -81,5 +81,6 @@ impl Actor {
 /// The actor behind `token`. A key that was revoked is unknown from the moment its revocation was answered.
 pub fn actor(app: &App, token: &str) -> Result<Actor> {
     let check = app.store.key_check(&sha256(token.as_bytes()), app.clock.now())?;
-    check.ok_or(Error::Unauthenticated("the API key is not valid"))
+    check
+        .ok_or(Error::Unauthenticated("the API key is not valid: it is unknown, was revoked, or has expired"))
 }

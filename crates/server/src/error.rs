@@ -31,6 +31,9 @@ pub enum Error {
         /// What is wrong and what would be right.
         message: String,
     },
+    /// The node has too little left of something.
+    #[error("{0}")]
+    NoRoom(NoRoom),
     /// It clashes with the present state. Without a code: the same request may work later.
     #[error("{message}")]
     Conflict {
@@ -149,6 +152,48 @@ impl std::fmt::Display for Resource {
     }
 }
 
+/// Something that a node has only so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Virtual CPUs.
+    Vcpu,
+    /// Memory, in MB.
+    Memory,
+    /// Disk, in GB.
+    Disk,
+    /// Graphics cards.
+    Gpus,
+}
+
+/// What was asked of a node, and what it has left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// Of what there is too little.
+    pub room: Room,
+    /// As much as the CVM would have in all.
+    pub asked: u32,
+    /// As much as it could have.
+    pub left: u32,
+    /// Name of the node, where one was asked for or found.
+    pub node: Option<String>,
+}
+
+impl std::fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { room, asked, left, node } = self;
+        let what = match room {
+            Room::Vcpu => "vCPUs",
+            Room::Memory => "MB of memory",
+            Room::Disk => "GB of disk",
+            Room::Gpus => "GPUs",
+        };
+        match node {
+            Some(node) => write!(f, "{asked} {what} asked for, node {node} has {left} left"),
+            None => write!(f, "{asked} {what} asked for, the node has {left}"),
+        }
+    }
+}
+
 /// Which question about an approval got a "no".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProofCheck {
@@ -194,6 +239,7 @@ impl Error {
             Self::Busy(_) | Self::Unavailable { .. } => true,
             Self::NotFound { .. }
             | Self::Invalid(_)
+            | Self::NoRoom(_)
             | Self::Rejected { .. }
             | Self::Unauthenticated(_)
             | Self::Forbidden { .. }

@@ -140,9 +140,12 @@ fn what(event: &AuditEvent) -> String {
     let detail = |name| event.details.get(name).and_then(Value::as_str);
     let step = detail("step").map(|step| format!(" ({step})")).unwrap_or_default();
     let note = detail("note").map(|note| format!(": {note}")).unwrap_or_default();
-    let changed = match event.changed.as_slice() {
+    let changed = match event.changes.as_slice() {
         [] => String::new(),
-        fields => format!(" ({})", fields.join(", ")),
+        changes => {
+            let fields: Vec<_> = changes.iter().map(|change| change.field.as_str()).collect();
+            format!(" ({})", fields.join(", "))
+        }
     };
     format!("{}{step}{changed}{note}", event.kind)
 }

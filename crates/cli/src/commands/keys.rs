@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::error::{About, AboutExt, Failure, Result};
 use crate::human;
 use crate::output::{Col, table};
+use crate::value::Lifetime;
 
 /// List, create and revoke API keys
 #[derive(Args)]
@@ -37,7 +38,7 @@ pub(crate) struct List {}
 /// that is how a new server gets its first one.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  casemate keys create --name ci --scope read
+  casemate keys create --name ci --scope read --expires-in 30d
   casemate keys create --data /var/lib/casemate --workspace main")]
 pub(crate) struct Create {
     /// What to call the key [default: the name of the user, or `first` with --data]
@@ -46,6 +47,9 @@ pub(crate) struct Create {
     /// What it may do; can be repeated. Everything unless given
     #[arg(long, value_name = "SCOPE", conflicts_with = "data")]
     scope: Vec<String>,
+    /// How long it works: 12h, 30d, 8w. Until it is revoked unless given
+    #[arg(long, value_name = "TIME", conflicts_with = "data")]
+    expires_in: Option<Lifetime>,
     /// Data folder of a server that is not running
     #[arg(long, value_name = "DIR", requires = "workspace")]
     data: Option<PathBuf>,
@@ -74,7 +78,7 @@ impl Keys {
                     let name = create.name.unwrap_or_else(|| "first".to_owned());
                     in_folder(cx, FolderKey { data, workspace, name }).await
                 }
-                _ => online(cx, create.name, create.scope).await,
+                _ => online(cx, create.name, create.scope, create.expires_in).await,
             },
             Command::Revoke(revoke) => {
                 cx.out.confirm(&format!("Make the key {} void for good?", revoke.id))?;
@@ -98,7 +102,12 @@ async fn in_folder(cx: &Context, wanted: FolderKey) -> Result<()> {
     Ok(())
 }
 
-async fn online(cx: &Context, name: Option<String>, scopes: Vec<String>) -> Result<()> {
+async fn online(
+    cx: &Context,
+    name: Option<String>,
+    scopes: Vec<String>,
+    lifetime: Option<Lifetime>,
+) -> Result<()> {
     let client = cx.client()?;
     let name = match name {
         Some(name) => name,
@@ -107,6 +116,9 @@ async fn online(cx: &Context, name: Option<String>, scopes: Vec<String>) -> Resu
     let mut create = client.keys().create(name);
     if !scopes.is_empty() {
         create = create.scopes(scopes);
+    }
+    if let Some(Lifetime(lifetime)) = lifetime {
+        create = create.expires_at(human::now() + lifetime);
     }
     let new = create.send().await?;
     cx.out.result(&new, |new| new.key.clone())?;
@@ -135,8 +147,12 @@ fn rows(keys: &[ApiKeyInfo]) -> String {
                 key.scopes.join(", "),
                 human::ago(now, key.created_at),
                 key.last_used_at.map_or_else(|| "never".into(), |at| human::ago(now, at)),
-                key.revoked_at
-                    .map_or_else(|| "valid".into(), |at| format!("revoked {}", human::ago(now, at))),
+                match (key.revoked_at, key.expires_at) {
+                    (Some(at), _) => format!("revoked {}", human::ago(now, at)),
+                    (None, Some(at)) if at <= now => format!("expired {}", human::ago(now, at)),
+                    (None, Some(at)) => format!("valid until {}", human::time(at)),
+                    (None, None) => "valid".into(),
+                },
             ]
         }),
     )

@@ -33,7 +33,7 @@ impl Nodes {
     }
 }
 
-/// List nodes, with what of them is booked
+/// List nodes, with what of them is free
 #[derive(Args)]
 pub(crate) struct List {}
 
@@ -57,28 +57,26 @@ fn rows(nodes: &[wire::Node]) -> String {
         Col::Left("DRIVER"),
         Col::Left("REGION"),
         Col::Left("STATUS"),
-        Col::Right("CVMS"),
-        Col::Right("VCPU"),
-        Col::Right("MEMORY"),
-        Col::Right("DISK"),
-        Col::Right("GPUS"),
+        Col::Right("VCPU FREE"),
+        Col::Right("MEMORY FREE"),
+        Col::Right("DISK FREE"),
+        Col::Right("GPUS FREE"),
         Col::Left("FAULTS"),
     ];
     table(
         &columns,
         nodes.iter().map(|node| {
-            let (booked, all) = (node.booked, node.capacity);
+            let (free, all) = (node.free, node.capacity);
             vec![
                 node.id.to_string(),
                 node.name.clone(),
                 node.driver.clone(),
                 node.region.clone().unwrap_or_else(|| NOTHING.into()),
                 node.status.to_string().to_ascii_lowercase(),
-                node.cvms.to_string(),
-                format!("{}/{}", booked.vcpu, all.vcpu),
-                format!("{}/{}", human::megabytes(booked.memory_mb), human::megabytes(all.memory_mb)),
-                format!("{}/{} GB", booked.disk_gb, all.disk_gb),
-                if all.gpus == 0 { NOTHING.into() } else { format!("{}/{}", booked.gpus, all.gpus) },
+                format!("{}/{}", free.vcpu, all.vcpu),
+                format!("{}/{}", human::megabytes(free.memory_mb), human::megabytes(all.memory_mb)),
+                format!("{}/{} GB", free.disk_gb, all.disk_gb),
+                if all.gpus == 0 { NOTHING.into() } else { format!("{}/{}", free.gpus, all.gpus) },
                 if node.faults.is_empty() { NOTHING.into() } else { faults(&node.faults) },
             ]
         }),

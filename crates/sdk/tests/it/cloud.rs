@@ -320,7 +320,9 @@ async fn the_rest_of_the_cloud_can_be_read() {
     let pubkey = kms.pubkey("phala", detail.app_id.unwrap()).await.unwrap().public_key;
     assert_eq!(detail.encrypted_env_pubkey, Some(pubkey));
 
-    let new = client.keys().create("ci").scopes(["read"]).send().await.unwrap();
+    let end: jiff::Timestamp = "2999-12-31T00:00:00Z".parse().unwrap();
+    let new = client.keys().create("ci").scopes(["read"]).expires_at(end).send().await.unwrap();
+    assert_eq!(new.info.expires_at.map(|at| at.as_second()), Some(end.as_second()));
     let reader = Client::builder().base_url(client.base_url()).api_key(&new.key).build().unwrap();
     assert!(matches!(reader.cvm("web-1").restart().send().await, Err(Error::Forbidden(_))));
     client.keys().revoke(&new.info.id).await.unwrap();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::spec::{Compose, Gpus, Long, Spec, sha256};
 use super::state::{Cvm, Power};
 use crate::driver::Image;
-use crate::error::{Error, Result};
+use crate::error::{Error, NoRoom, Result, Room};
 use crate::workflow::operation::{Change, Kind, Options, Records, StepName};
 
 /// A CVM as a plan sees it: its record and the spec that the plan starts from.
@@ -279,8 +279,8 @@ fn next_spec(current: &Spec, wish: &Wish, rules: &Rules<'_>) -> Result<Spec> {
         spec.gpus = gpus_wanted(gpus, rules)?;
     }
     if spec.gpus != current.gpus && spec.gpus.count > rules.node_gpus {
-        let message = format!("{} GPUs asked for, the node has {}", spec.gpus.count, rules.node_gpus);
-        return Err(Error::Conflict { code: Some(codes::INSUFFICIENT_GPU), message });
+        let (room, asked, left) = (Room::Gpus, spec.gpus.count, rules.node_gpus);
+        return Err(Error::NoRoom(NoRoom { room, asked, left, node: None }));
     }
     if let Some(text) = patch.image.get() {
         spec.image = image(text, rules)?.name.clone();
@@ -472,6 +472,8 @@ pub fn diff(app: &AppId, from: &Spec, to: &Spec) -> Vec<Change> {
                 Some(Value::String(text)) if text.len() > 64 || text.contains('\n') => {
                     digest(Some(sha256(text.as_bytes())))
                 }
+                // It has a password in it.
+                Some(login) if key == "docker_config" => digest(Some(sha256(login.to_string().as_bytes()))),
                 Some(value) => value.clone(),
                 None => Value::Null,
             };
@@ -610,6 +612,7 @@ mod tests {
             Error::Invalid(issues) => issues.iter().map(|issue| issue.field()).collect::<Vec<_>>().join(","),
             Error::Rejected { field: Some(field), code: Some(code), .. } => format!("{code} {field}"),
             Error::Conflict { code: Some(code), .. } => (*code).to_owned(),
+            Error::NoRoom(room) => room.to_string(),
             other => panic!("{other:?}"),
         }
     }
@@ -673,7 +676,7 @@ mod tests {
         assert_eq!(refusal(json!({ "image": "none" })), "ERR-02-010 image");
         assert_eq!(refusal(json!({ "image": "gpu" })), "ERR-02-013 image");
         assert_eq!(refusal(json!({ "instance_type": "huge" })), "ERR-02-001 instance_type");
-        assert_eq!(refusal(json!({ "gpus": { "count": 3 } })), "ERR-02-007");
+        assert_eq!(refusal(json!({ "gpus": { "count": 3 } })), "3 GPUs asked for, the node has 2");
         assert_eq!(refusal(json!({ "gpus": { "count": 1, "product_name": "A100" } })), "ERR-02-007");
         assert_eq!(refusal(json!({ "encrypted_env": "zz" })), "encrypted_env");
         assert_eq!(refusal(json!({ "shutdown_timeout": 9 })), "shutdown_timeout");

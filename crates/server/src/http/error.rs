@@ -4,7 +4,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use casemate_types::error::{ErrorBody, codes};
 
-use crate::error::{Error, ProofCheck, Resource};
+use crate::error::{Error, NoRoom, ProofCheck, Resource, Room};
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
@@ -39,7 +39,7 @@ fn status(error: &Error) -> StatusCode {
         Error::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
         Error::Rejected { code: Some(codes::INVALID_COMPOSE_FILE), .. } => StatusCode::UNPROCESSABLE_ENTITY,
         Error::Rejected { .. } | Error::TokenUsed { .. } => StatusCode::BAD_REQUEST,
-        Error::Conflict { .. } => StatusCode::CONFLICT,
+        Error::Conflict { .. } | Error::NoRoom(_) => StatusCode::CONFLICT,
         Error::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
         Error::Forbidden { .. } => StatusCode::FORBIDDEN,
         Error::Changed { .. } => StatusCode::PRECONDITION_FAILED,
@@ -65,6 +65,20 @@ fn body(error: Error) -> ErrorBody {
         }
         Error::Rejected { code: Some(code), .. } | Error::Conflict { code: Some(code), .. } => {
             ErrorBody::structured(code, message)
+        }
+        Error::NoRoom(NoRoom { room, asked, left, node }) => {
+            let (code, field) = match room {
+                Room::Vcpu => (codes::INSUFFICIENT_VCPU, "vcpu"),
+                Room::Memory => (codes::INSUFFICIENT_MEMORY, "memory"),
+                Room::Disk => (codes::RESOURCE_NOT_AVAILABLE, "disk_size"),
+                Room::Gpus => (codes::INSUFFICIENT_GPU, "gpus"),
+            };
+            let body = ErrorBody::structured(code, message);
+            let body = body.with("resource", field).with("asked", asked).with("left", left);
+            match node {
+                Some(node) => body.with("node", node),
+                None => body,
+            }
         }
         Error::TokenUsed { by } => {
             ErrorBody::structured(codes::INVALID_REQUEST, message).with("correlation_id", by.to_string())

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use casemate_types::error::{ErrorBody, FieldError, codes};
 use casemate_types::version::ApiVersion;
 use casemate_types::wire;
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::app::App;
@@ -52,7 +53,9 @@ pub async fn key_create(
 ) -> Result<Response> {
     params.only(&[])?;
     let author = author(&caller)?;
-    let KeyCreate { name, scopes, default_version } = KeyCreate::from_json(&body, &caller.actor)?;
+    let asked = KeyCreate::from_json(&body, &caller.actor)?;
+    let KeyCreate { name, scopes, default_version, .. } = asked;
+    let expires_at = expiry(&app, &caller.actor, asked.expires_at)?;
     let key = format!("{KEY}{}", app.clock.random_text(KEY_LENGTH));
     let new = NewKey {
         uid: format!("key_{}", app.clock.random_text(10)),
@@ -61,7 +64,7 @@ pub async fn key_create(
         name,
         scopes,
         default_version,
-        expires_at: None,
+        expires_at,
         at: app.clock.now(),
     };
     let info = info(ApiKey {
@@ -71,8 +74,9 @@ pub async fn key_create(
         scopes,
         default_version,
         created_at: new.at,
-        expires_at: None,
+        expires_at,
         revoked_at: None,
+        last_used_at: None,
     });
     let uid = new.uid.clone();
     let receipt = caller.receipt(move |()| Ok(made_before(&uid)));
@@ -81,6 +85,22 @@ pub async fn key_create(
     let mut response = json(StatusCode::CREATED, &wire::NewApiKey { key, info }).into_response();
     response.extensions_mut().insert(ShownOnce);
     Ok(response)
+}
+
+/// When a new key ends: as asked, and not after the key that makes it.
+fn expiry(app: &App, actor: &Actor, asked: Option<Timestamp>) -> Result<Option<Timestamp>> {
+    let wrong = |message: String| Err(Error::invalid("expires_at", message));
+    let own = app.store.key_expiry(actor.key_id)?;
+    match (asked, own) {
+        (Some(asked), _) if asked <= app.clock.now() => {
+            wrong("should be a time to come, such as 2030-12-31T00:00:00Z".to_owned())
+        }
+        (Some(asked), Some(own)) if asked > own => {
+            wrong(format!("should be no later than the end of the key that makes it, {own:.0}"))
+        }
+        (Some(asked), _) => Ok(Some(asked)),
+        (None, own) => Ok(own),
+    }
 }
 
 /// What a request gets that comes again: the key is not kept, so it cannot be shown again.
@@ -128,7 +148,8 @@ fn info(key: ApiKey) -> wire::ApiKeyInfo {
         scopes: key.scopes.text().split(' ').map(str::to_owned).collect(),
         default_version: key.default_version,
         created_at: key.created_at,
-        last_used_at: None,
+        last_used_at: key.last_used_at,
+        expires_at: key.expires_at,
         revoked_at: key.revoked_at,
     }
 }
@@ -144,6 +165,9 @@ pub struct KeyCreate {
     /// The API version of requests that name none. By default that of the key that makes it.
     #[schema(value_type = Option<String>)]
     pub default_version: ApiVersion,
+    /// When it stops working, as an RFC 3339 time. By default when the key that makes it does, if it does.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub expires_at: Option<Timestamp>,
 }
 
 impl KeyCreate {
@@ -190,8 +214,18 @@ impl KeyCreate {
             note("default_version", format!("should be one of {}", known.join(", ")));
             actor.default_version
         });
+        let expires_at = match body.get("expires_at") {
+            None | Some(Value::Null) => None,
+            Some(time) => {
+                let time = time.as_str().and_then(|text| text.parse().ok());
+                if time.is_none() {
+                    note("expires_at", "should be a time such as 2030-12-31T00:00:00Z".to_owned());
+                }
+                time
+            }
+        };
         match wrong.is_empty() {
-            true => Ok(Self { name: name.to_owned(), scopes, default_version }),
+            true => Ok(Self { name: name.to_owned(), scopes, default_version, expires_at }),
             false => Err(Error::Invalid(wrong)),
         }
     }

@@ -205,7 +205,7 @@ struct Nodes {
 
 /// List nodes
 ///
-/// Every node with its capacity and what of it is booked. Nodes that do not answer or are no longer configured are `OFFLINE`.
+/// Every node with its capacity and what of it is free. Nodes that do not answer or are no longer configured are `OFFLINE`.
 #[utoipa::path(get, path = "/nodes", tag = "nodes",
     responses((status = 200, description = "The nodes", body = Nodes)))]
 pub async fn node_list(State(app): State<App>, _: Caller) -> Result<Response> {
@@ -224,14 +224,20 @@ pub async fn node_list(State(app): State<App>, _: Caller) -> Result<Response> {
     Ok(answer(StatusCode::OK, &Nodes { items }))
 }
 
+/// What everybody may see of a node.
+///
+/// Nodes are shared by all workspaces. Where there is room has to be told to whoever looks for a place, as the lists of nodes
+/// with room and the quotas do; how many CVMs others have there, and of what size, is theirs. So there is no count of CVMs, and
+/// what is free is one number for each resource.
 fn node_shown(row: &NodeRow, node: Option<&Node>) -> wire::Node {
     let facts = &row.facts;
-    let room = |booking: Booking, slots: u32| wire::NodeRoom {
+    // Every CVM has a virtual processor of its own; nothing else limits their number.
+    let room = |booking: Booking| wire::NodeRoom {
         vcpu: booking.vcpu.into(),
         memory_mb: booking.memory_mb.into(),
         disk_gb: booking.disk_gb.into(),
         gpus: booking.gpus.into(),
-        slots: slots.into(),
+        slots: booking.vcpu.into(),
     };
     // A node that never answered has told nothing yet.
     let known = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -246,9 +252,8 @@ fn node_shown(row: &NodeRow, node: Option<&Node>) -> wire::Node {
         },
         version: known(&facts.version),
         device_id: known(&facts.device_id),
-        capacity: room(facts.capacity, facts.capacity.vcpu),
-        booked: room(row.booked, row.cvm_count),
-        cvms: row.cvm_count.into(),
+        capacity: room(facts.capacity),
+        free: room(row.free()),
         images: facts.images.iter().map(|image| image.name.clone()).collect(),
         can_renew_instance_id: node.is_some_and(|node| node.driver.abilities().new_instance_id),
         faults: Vec::new(),

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use casemate_types::version::ApiVersion;
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -33,6 +35,8 @@ pub struct ApiKey {
     pub expires_at: Option<Timestamp>,
     /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
+    /// When it was last used, to within a minute or so.
+    pub last_used_at: Option<Timestamp>,
 }
 
 /// A key to be stored.
@@ -76,6 +80,18 @@ struct Known {
 struct KnownKey {
     actor: Actor,
     expires_at: Option<Timestamp>,
+    /// The last use that was stored or is about to be, in milliseconds.
+    used: AtomicI64,
+}
+
+impl KnownKey {
+    /// Is this use worth storing? Yes for one of all that come within a minute.
+    fn is_news(&self, now: Timestamp) -> bool {
+        const STORED_EVERY: i64 = 60_000;
+        let (now, used) = (millis(now), self.used.load(Relaxed));
+        now.saturating_sub(used) >= STORED_EVERY
+            && self.used.compare_exchange(used, now, Relaxed, Relaxed).is_ok()
+    }
 }
 
 impl KnownKeys {
@@ -140,13 +156,39 @@ impl Store {
                 None => return Ok(None),
             },
         };
-        Ok(key.expires_at.is_none_or(|end| end > now).then(|| key.actor.clone()))
+        if key.expires_at.is_some_and(|end| end <= now) {
+            return Ok(None);
+        }
+        if key.is_news(now) {
+            self.key_used(key.actor.key_id, now);
+        }
+        Ok(Some(key.actor.clone()))
+    }
+
+    /// Stores when a key was used. Nobody waits for it; if it is lost, the next use within a minute or so makes up for it.
+    fn key_used(&self, key_id: i64, now: Timestamp) {
+        let sql = "UPDATE api_key SET last_used_at = ? WHERE id = ?";
+        let stored = self.write(move |tx| {
+            tx.prepare_cached(sql)?.execute(params![millis(now), key_id])?;
+            Ok(())
+        });
+        // The first look at it hands it to the writer, which does not ask whether somebody waits.
+        drop(stored.now_or_never());
+    }
+
+    /// When a key stops working by itself.
+    pub fn key_expiry(&self, key_id: i64) -> Result<Option<Timestamp>> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT expires_at FROM api_key WHERE id = ?")?;
+            let expiry = statement.query_row([key_id], |row| row.get::<_, Option<i64>>(0)).optional()?;
+            expiry.flatten().map(time).transpose()
+        })
     }
 
     /// The key with this hash, if it was not revoked.
     fn key_read(&self, hash: &[u8; 32]) -> Result<Option<KnownKey>> {
         self.read(|connection| {
-            let sql = "SELECT id, workspace_id, user_id, scopes, default_version, expires_at FROM api_key
+            let sql = "SELECT id, workspace_id, user_id, scopes, default_version, expires_at, last_used_at FROM api_key
               WHERE hash = ? AND revoked_at IS NULL";
             let mut statement = connection.prepare_cached(sql)?;
             let mut found = statement.query([hash])?;
@@ -158,7 +200,9 @@ impl Store {
                 scopes: scopes(row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?)?,
                 default_version: version(row.get_ref(4)?.as_str().map_err(rusqlite::Error::from)?)?,
             };
-            Ok(Some(KnownKey { actor, expires_at: row.get::<_, Option<i64>>(5)?.map(time).transpose()? }))
+            let used = AtomicI64::new(row.get::<_, Option<i64>>(6)?.unwrap_or(i64::MIN));
+            let expires_at = row.get::<_, Option<i64>>(5)?.map(time).transpose()?;
+            Ok(Some(KnownKey { actor, expires_at, used }))
         })
     }
 
@@ -309,7 +353,8 @@ impl Store {
     pub fn keys(&self, workspace_id: i64) -> Result<Vec<ApiKey>> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT uid, prefix, name, scopes, default_version, created_at, expires_at, revoked_at FROM api_key
+                "SELECT uid, prefix, name, scopes, default_version, created_at, expires_at, revoked_at,
+                   last_used_at FROM api_key
                  WHERE workspace_id = ? ORDER BY id DESC",
             )?;
             let mut found = statement.query([workspace_id])?;
@@ -324,6 +369,7 @@ impl Store {
                     created_at: time(row.get(5)?)?,
                     expires_at: row.get::<_, Option<i64>>(6)?.map(time).transpose()?,
                     revoked_at: row.get::<_, Option<i64>>(7)?.map(time).transpose()?,
+                    last_used_at: row.get::<_, Option<i64>>(8)?.map(time).transpose()?,
                 });
             }
             Ok(keys)

@@ -13,9 +13,9 @@ use super::approvals::Closing;
 use super::events::{self, NewEvent};
 use super::operations::{Accepted, Inserted};
 use super::rows::{self, CVM, Origin, Parts, const_format, insert_revision, millis, named, time};
-use super::{Error, Result, Store};
+use super::{Error, Result, Store, nodes};
 use crate::auth::Author;
-use crate::cvm::spec::Spec;
+use crate::cvm::spec::{Booking, Spec};
 use crate::cvm::state::{Cvm, Power};
 use crate::driver::Report;
 use crate::workflow::operation::{Kind, Options};
@@ -159,7 +159,7 @@ impl Store {
                 millis(new.at),
                 millis(new.at),
             ])
-            .map_err(named)?;
+            .map_err(|error| nodes::no_room(tx, new.node_id, booked, Booking::default(), error))?;
             let cvm_id = tx.last_insert_rowid();
             let origin = Origin {
                 cause: Kind::Create.as_str(),
@@ -258,7 +258,7 @@ impl Store {
         })
     }
 
-    /// The number of a CVM of this workspace, also of a deleted one.
+    /// The number of a CVM of a workspace, also of one that is gone and still kept.
     pub fn cvm_number(&self, workspace_id: i64, uid: &CvmUid) -> Result<Option<i64>> {
         self.read(|connection| {
             let sql = "SELECT id FROM cvm WHERE uid = ? AND workspace_id = ?";
@@ -346,14 +346,16 @@ impl Store {
         })
     }
 
-    /// The revisions of a CVM, newest first.
-    pub fn revisions(&self, cvm_id: i64) -> Result<Vec<RevisionInfo>> {
+    /// Revisions of a CVM, newest first: those with a number below `before`, at most `limit`.
+    pub fn revisions(&self, cvm_id: i64, before: Option<u64>, limit: usize) -> Result<Vec<RevisionInfo>> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT r.number, r.compose_hash, r.cause, r.content_of, r.op, u.username, r.created_at
-                 FROM revision r LEFT JOIN user u ON u.id = r.user_id WHERE r.cvm_id = ? ORDER BY r.number DESC",
+                 FROM revision r LEFT JOIN user u ON u.id = r.user_id WHERE r.cvm_id = ? AND r.number < ?
+                 ORDER BY r.number DESC LIMIT ?",
             )?;
-            let mut found = statement.query([cvm_id])?;
+            let before = before.unwrap_or(i64::MAX as u64);
+            let mut found = statement.query(params![cvm_id, before, limit])?;
             let mut revisions = Vec::new();
             while let Some(row) = found.next()? {
                 revisions.push(revision_info(row, 0)?);

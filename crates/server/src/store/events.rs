@@ -6,7 +6,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::rows::{self, from_json, millis};
+use super::rows::{self, millis};
 use super::{Error, Result, Store};
 use crate::auth::Author;
 use crate::cvm::state::Cvm;
@@ -33,8 +33,8 @@ pub struct Event {
     pub before_rev: Option<u64>,
     /// Revision it leads to.
     pub after_rev: Option<u64>,
-    /// Names of the fields that an accepted operation changes.
-    pub changed: Vec<String>,
+    /// What was asked for, if this is the event that somebody asked: kind and changes of the operation.
+    pub asked: Option<(String, Vec<Change>)>,
     /// When.
     pub at: Timestamp,
     /// Step or note, as JSON.
@@ -163,20 +163,33 @@ impl Store {
             };
             let condition = match of {
                 Of::Operation(_) => "e.op = ?4 AND e.workspace_id = ?1 AND e.seq > ?2",
-                Of::Cvm(_) => "e.workspace_id = ?1 AND e.seq > ?2 AND e.cvm_id = ?4",
+                // By its operations, and by the index that has the events without one: none is needed for all events.
+                Of::Cvm(_) => {
+                    "e.workspace_id = ?1 AND e.seq IN (
+                       SELECT seq FROM event WHERE op IN (SELECT id FROM operation WHERE cvm_id = ?4) AND seq > ?2
+                       UNION ALL SELECT seq FROM event WHERE op IS NULL AND cvm_id = ?4 AND seq > ?2)"
+                }
                 Of::Workspace => "e.workspace_id = ?1 AND e.seq > ?2 AND ?4 IS NULL",
             };
             let sql = format!(
                 "SELECT e.seq, c.uid, e.op, e.kind, u.username, k.uid, e.request_id, e.before_rev, e.after_rev, e.at, e.data,
-                   CASE e.kind WHEN 'operation.accepted' THEN (SELECT o.diff FROM operation o WHERE o.id = e.op) END
-                 FROM event e LEFT JOIN cvm c ON c.id = e.cvm_id LEFT JOIN user u ON u.id = e.user_id
-                   LEFT JOIN api_key k ON k.id = e.key_id
+                   o.kind, o.diff
+                 FROM event e LEFT JOIN operation o ON o.id = e.op AND e.after_rev IS NOT NULL
+                   LEFT JOIN cvm c ON c.id = e.cvm_id LEFT JOIN user u ON u.id = e.user_id LEFT JOIN api_key k ON k.id = e.key_id
                  WHERE {condition} ORDER BY e.seq LIMIT ?3"
             );
             let mut statement = connection.prepare_cached(&sql)?;
             let mut found = statement.query(params![workspace_id, after, limit, subject])?;
             let mut events = Vec::new();
             while let Some(row) = found.next()? {
+                // An operation stays as long as its events: what it was asked to do is written once.
+                let asked = match row.get::<_, Option<String>>(11)? {
+                    None => None,
+                    Some(kind) => {
+                        let diff = row.get_ref(12)?.as_str().map_err(rusqlite::Error::from)?;
+                        Some((kind, rows::from_json("diff", diff)?))
+                    }
+                };
                 events.push(Event {
                     seq: row.get(0)?,
                     cvm: row.get::<_, Option<String>>(1)?.map(|uid| rows::uid(&uid)).transpose()?,
@@ -187,14 +200,7 @@ impl Store {
                     request_id: row.get(6)?,
                     before_rev: row.get(7)?,
                     after_rev: row.get(8)?,
-                    changed: row
-                        .get_ref(11)?
-                        .as_str_or_null()
-                        .map_err(rusqlite::Error::from)?
-                        .map_or(Ok(Vec::new()), |diff| from_json::<Vec<Change>>("diff", diff))?
-                        .into_iter()
-                        .map(|change| change.field)
-                        .collect(),
+                    asked,
                     at: rows::time(row.get(9)?)?,
                     data: row.get(10)?,
                 });

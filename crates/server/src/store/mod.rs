@@ -57,6 +57,9 @@ pub enum Error {
     /// A constraint that a request can run into, by its name in the schema.
     #[error("{0} does not hold")]
     Constraint(&'static str),
+    /// The node has too little left of something.
+    #[error("{0}")]
+    NoRoom(crate::error::NoRoom),
     /// The request was answered already, by another one of the same name.
     #[error("the request was answered already")]
     Answered,
@@ -96,6 +99,7 @@ impl Error {
             | Self::Changed
             | Self::ClaimLost
             | Self::Constraint(_)
+            | Self::NoRoom(_)
             | Self::Answered
             | Self::ApprovalClosed
             | Self::Swept(_)

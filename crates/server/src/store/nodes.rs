@@ -3,10 +3,11 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::rows::{const_format, from_json, json, millis, time};
-use super::{Error, Result, Store};
+use super::rows::{const_format, from_json, json, millis, named, time};
+use super::{Error, Result, Store, constraint};
 use crate::cvm::spec::Booking;
 use crate::driver::NodeFacts;
+use crate::error::{NoRoom, Room};
 
 /// A node as the store knows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +100,37 @@ impl Store {
             }
             Ok(nodes)
         })
+    }
+}
+
+/// Gives a booking that does not fit its numbers. `asked` is what a CVM would have that has `booked` now.
+pub(super) fn no_room(
+    tx: &Connection,
+    node_id: i64,
+    asked: Booking,
+    booked: Booking,
+    error: rusqlite::Error,
+) -> Error {
+    let (room, of): (Room, fn(&Booking) -> u32) = match named(error) {
+        Error::Constraint(constraint::VCPU) => (Room::Vcpu, |size| size.vcpu),
+        Error::Constraint(constraint::MEMORY) => (Room::Memory, |size| size.memory_mb),
+        Error::Constraint(constraint::DISK) => (Room::Disk, |size| size.disk_gb),
+        Error::Constraint(constraint::GPUS) => (Room::Gpus, |size| size.gpus),
+        other => return other,
+    };
+    let read = || {
+        let mut statement = tx.prepare_cached(&const_format(NODE, "WHERE id = ?"))?;
+        let mut found = statement.query([node_id])?;
+        found.next()?.map_or(Err(Error::Missing), node)
+    };
+    match read() {
+        Err(error) => error,
+        Ok(row) => Error::NoRoom(NoRoom {
+            room,
+            asked: of(&asked),
+            left: of(&row.free()).saturating_add(of(&booked)),
+            node: Some(row.facts.name),
+        }),
     }
 }
 

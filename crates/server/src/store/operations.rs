@@ -11,7 +11,7 @@ use super::events::{self, NewEvent};
 use super::rows::{
     self, CVM, OPERATION, Origin, Parts, const_format, insert_revision, json, millis, named, operation_by_id,
 };
-use super::{Error, Result, Store};
+use super::{Error, Result, Store, nodes};
 use crate::auth::Author;
 use crate::cvm::spec::Spec;
 use crate::cvm::state::{Cvm, IfMatch, OpenOperation, Power, Status};
@@ -782,7 +782,7 @@ fn accept_onto(
             millis(new.at),
             cvm.id,
         ])
-        .map_err(named)?;
+        .map_err(|error| nodes::no_room(tx, cvm.node_id, booked, cvm.booked, error))?;
     }
     if let Some(closing) = &new.closes {
         closing.close(tx, new.id)?;

@@ -16,7 +16,7 @@ use crate::cvm::plan::{Wish, plan_create};
 use crate::cvm::spec::{Booking, Long, Spec, sha256};
 use crate::cvm::state::Cvm;
 use crate::driver::Image;
-use crate::error::{Error, Resource, Result};
+use crate::error::{Error, NoRoom, Resource, Result, Room};
 use crate::kms::{KmsKind, kms_kind};
 use crate::store::{self, Found, NewCvm, NodeRow, Provision, Receipt};
 
@@ -257,20 +257,17 @@ fn default_image<'a>(images: &'a [Image], asked: &CvmProvision, wish: &Wish) -> 
 /// Says now what the booking would say later.
 pub(super) fn fits(node: &NodeRow, spec: &Spec) -> Result<()> {
     let (free, asked): (Booking, Booking) = (node.free(), spec.booking());
-    let conflict = |code, what: &str, asked: u32, free: u32| {
-        let message = format!("{asked} {what} asked for, node {} has {free} left", node.facts.name);
-        Err(Error::Conflict { code: Some(code), message })
-    };
-    if asked.vcpu > free.vcpu {
-        conflict(codes::INSUFFICIENT_VCPU, "vCPUs", asked.vcpu, free.vcpu)
-    } else if asked.memory_mb > free.memory_mb {
-        conflict(codes::INSUFFICIENT_MEMORY, "MB of memory", asked.memory_mb, free.memory_mb)
-    } else if asked.disk_gb > free.disk_gb {
-        conflict(codes::RESOURCE_NOT_AVAILABLE, "GB of disk", asked.disk_gb, free.disk_gb)
-    } else if asked.gpus > free.gpus {
-        conflict(codes::INSUFFICIENT_GPU, "GPUs", asked.gpus, free.gpus)
-    } else {
-        Ok(())
+    let rooms = [
+        (Room::Vcpu, asked.vcpu, free.vcpu),
+        (Room::Memory, asked.memory_mb, free.memory_mb),
+        (Room::Disk, asked.disk_gb, free.disk_gb),
+        (Room::Gpus, asked.gpus, free.gpus),
+    ];
+    match rooms.into_iter().find(|(_, asked, left)| asked > left) {
+        None => Ok(()),
+        Some((room, asked, left)) => {
+            Err(Error::NoRoom(NoRoom { room, asked, left, node: Some(node.facts.name.clone()) }))
+        }
     }
 }
 

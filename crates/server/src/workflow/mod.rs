@@ -14,6 +14,7 @@ pub mod operation;
 pub mod power;
 pub mod reconcile;
 pub mod replica;
+pub mod sealed;
 pub mod step;
 pub mod sweep;
 pub mod update;

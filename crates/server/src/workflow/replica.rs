@@ -216,7 +216,8 @@ fn base(app: &App, source: &Cvm, asked: &CvmReplicate) -> Result<Spec> {
         return Ok(current);
     };
     for cvm in app.store.cvms_of_app(source.app, 1000)? {
-        let known = app.store.revisions(cvm.id)?;
+        // All of them: the one that is meant may be the oldest.
+        let known = app.store.revisions(cvm.id, None, u32::MAX as usize)?;
         if let Some(revision) =
             known.iter().filter(|revision| revision.compose_hash == hash).max_by_key(|r| r.number)
         {

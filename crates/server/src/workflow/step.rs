@@ -10,6 +10,7 @@ use crate::driver::{self, AfterTimeout, At, Driver, Guest, Observed, Stop, Stopp
 use crate::store::Work;
 use crate::workflow::approval;
 use crate::workflow::operation::{FailCode, FailReason, Kind, Operation, StepName};
+use crate::workflow::sealed;
 
 /// How long an unreachable node is asked again while the machine is still untouched.
 pub const GIVE_UP_BEFORE_STOP: Duration = Duration::from_secs(300);
@@ -155,6 +156,7 @@ async fn stage(app: &App, driver: &dyn Driver, at: At, work: &Work) -> driver::R
             "the machine is gone from its node; `start` makes it again, with an empty disk".into(),
         ));
     }
+    sealed::opens(&app.kms, &work.machine)?;
     driver.ensure_staged(at, &work.machine).await
 }
 

@@ -298,18 +298,10 @@ impl From<store::Error> for Error {
             store::Error::Constraint(constraint::APP_ID) => {
                 conflict(codes::CVM_APP_ID_CONFLICT, "this app id is already in use")
             }
-            store::Error::Constraint(constraint::VCPU) => {
-                conflict(codes::INSUFFICIENT_VCPU, "the node has not enough vCPUs left")
-            }
-            store::Error::Constraint(constraint::MEMORY) => {
-                conflict(codes::INSUFFICIENT_MEMORY, "the node has not enough memory left")
-            }
-            store::Error::Constraint(constraint::GPUS) => {
-                conflict(codes::INSUFFICIENT_GPU, "the node has not enough GPUs left")
-            }
             store::Error::Constraint(_) => {
-                conflict(codes::RESOURCE_NOT_AVAILABLE, "the node has not enough disk left")
+                conflict(codes::RESOURCE_NOT_AVAILABLE, "the node has not enough room left")
             }
+            store::Error::NoRoom(room) => Self::NoRoom(room),
             store::Error::Answered => Self::Conflict {
                 code: None,
                 message: "the first request with this Idempotency-Key is still being answered".into(),

@@ -131,7 +131,7 @@ async fn an_update_that_does_not_boot_is_put_back_and_says_why() {
     assert_eq!((accepted.kind.as_str(), accepted.username), ("operation.accepted", None));
     assert_eq!((accepted.before_rev, accepted.after_rev), (Some(2), Some(3)));
     world.assert_events(put_back.id);
-    let revisions = world.app.store.revisions(cvm.id).expect("reads");
+    let revisions = world.app.store.revisions(cvm.id, None, 100).expect("reads");
     let authors: Vec<_> = revisions.into_iter().map(|revision| revision.username).collect();
     assert_eq!(authors, [None, Some("demo".into()), Some("demo".into())], "nobody asked for the newest");
     let now = world.cvm(&cvm);

@@ -29,7 +29,7 @@ async fn a_live_cvm_keeps_its_revisions_and_its_audit_trail_and_a_deleted_one_go
     world.clock.sleep(MONTH).await;
     sweep::once(&world.app).await;
     assert!(matches!(world.app.store.cvm_uid(deleted.id), Err(Error::Missing)));
-    assert_eq!(world.app.store.revisions(kept.id).expect("reads").len(), 2);
+    assert_eq!(world.app.store.revisions(kept.id, None, 100).expect("reads").len(), 2);
     world.app.store.spec(kept.id, 1).expect("an old revision of a live CVM can be brought back");
     world.assert_events(update);
     let after = events(0).expect("reads from the beginning");

@@ -477,10 +477,7 @@ async fn the_platform_is_described_as_clients_want_it() {
     assert_eq!((&evidence["is_online"], &evidence["tcb_info"]), (&true.into(), &Value::Null));
 
     let node = &client.json("/nodes").await["items"][0];
-    assert_eq!(
-        (&node["driver"], &node["status"], &node["cvms"]),
-        (&"sim".into(), &"ONLINE".into(), &1.into())
-    );
+    assert_eq!((&node["driver"], &node["status"]), (&"sim".into(), &"ONLINE".into()));
     let fields = client.json("/fields").await;
     let rule = |name: &str| {
         let fields = fields["items"].as_array().expect("a list");
@@ -492,6 +489,160 @@ async fn the_platform_is_described_as_clients_want_it() {
         (&"record".into(), &false.into())
     );
     assert_eq!(rule("docker_compose_file")["in_compose_hash"], true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_for_lack_of_room_says_of_what_and_how_much() {
+    let world = World::start().await;
+    let client = Client::of(&world).await;
+    world.deploy("demo-app", "web:1").await;
+    let free = client.json("/nodes").await["items"][0]["free"].clone();
+    for (field, code, too_much) in [("memory", "ERR-02-004", 1024 * 1024), ("vcpu", "ERR-02-003", 256)] {
+        let refused = client.patch("/cvms/demo-app", json!({ field: too_much })).await.expect(409);
+        assert_eq!(refused["error_code"], code);
+        let detail = |name: &str| {
+            let details = refused["details"].as_array().expect("a list");
+            details.iter().find(|detail| detail["field"] == name).map(|detail| detail["value"].clone())
+        };
+        let (name, has) = if field == "memory" { ("memory_mb", 2048) } else { ("vcpu", 1) };
+        let left = free[name].as_u64().expect("a number") + has;
+        assert_eq!((detail("resource"), detail("asked")), (Some(json!(field)), Some(json!(too_much))));
+        assert_eq!(detail("left"), Some(json!(left)), "with what it has itself: {refused}");
+        assert!(
+            refused["message"].as_str().is_some_and(|text| text.contains(&left.to_string())),
+            "{refused}"
+        );
+    }
+    let body = json!({ "name": "too-large", "compose_file": { "docker_compose_file": compose("web:1") }, "memory": 1024 * 1024 });
+    let refused = client.post("/cvms/provision", body).await.expect(409);
+    assert_eq!(
+        (&refused["error_code"], &refused["details"][0]["value"]),
+        (&json!("ERR-02-004"), &json!("memory"))
+    );
+    assert_eq!(refused["details"][2], json!({ "field": "left", "value": free["memory_mb"] }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_show_what_is_free_and_not_what_others_have() {
+    let world = World::start().await;
+    let (owner, stranger) = (Client::of(&world).await, Client::stranger(&world).await);
+    world.deploy("demo-app", "web:1").await;
+    for client in [&owner, &stranger] {
+        let node = client.json("/nodes").await["items"][0].clone();
+        assert!(node.get("booked").is_none() && node.get("cvms").is_none(), "{node}");
+        let left = node["capacity"]["memory_mb"].as_u64().expect("a number") - 2048;
+        assert_eq!(node["free"]["memory_mb"], left);
+        let available = client.json("/teepods/available").await["nodes"][0].clone();
+        assert_eq!(available["remaining_memory"], left);
+        assert_eq!(available["remaining_cvm_slots"], node["free"]["slots"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_audit_trail_says_what_was_changed_and_by_whom() {
+    let world = World::start().await;
+    let client = Client::of(&world).await;
+    let cvm = world.deploy("demo-app", "web:1").await;
+    let other = world.deploy("other-app", "web:1").await;
+    let sealed = {
+        let key = world.app.kms.env_public_key(&cvm.app_id).expect("a key");
+        hex::encode(casemate_types::env::seal(&key, &[], [3; 32], [3; 12]).expect("sealed"))
+    };
+    let body = json!({
+        "memory": 4096, "allowed_envs": ["TOKEN"], "encrypted_env": sealed, "user_config": "{\"password\": 1}", "listed": true
+    });
+    client.patch("/cvms/demo-app", body).await.expect(202);
+    world.settle().await;
+    client.patch("/cvms/other-app", json!({ "listed": true })).await.expect(202);
+    let all = client.json("/audit?limit=1000").await["items"].as_array().expect("a list").clone();
+    let update = all.iter().find(|event| event["operation"] == "update").expect("it was accepted");
+    assert_eq!((&update["kind"], &update["actor"]), (&"operation.accepted".into(), &"demo".into()));
+    assert_eq!((&update["revision_before"], &update["revision_after"]), (&1.into(), &2.into()));
+    let change = |field: &str| {
+        let changes = update["changes"].as_array().expect("a list");
+        changes.iter().find(|change| change["field"] == field).cloned().unwrap_or_default()
+    };
+    assert_eq!(change("memory"), json!({ "field": "memory", "from": 2048, "to": 4096 }));
+    assert_eq!(change("allowed_envs"), json!({ "field": "allowed_envs", "from": [], "to": ["TOKEN"] }));
+    assert_eq!(change("listed")["to"], true);
+    for secret in ["encrypted_env", "user_config"] {
+        assert_eq!(change(secret), json!({ "field": secret }), "its name and no more");
+    }
+    let done =
+        all.iter().rfind(|event| event["kind"] == "operation.succeeded").expect("the record was changed");
+    assert_eq!((&done["operation"], &done["changes"][0]["field"]), (&"update".into(), &"listed".into()));
+    let finished = all.iter().find(|event| event["kind"] == "step.finished").expect("a step");
+    assert!(finished.get("operation").is_none() && finished.get("changes").is_none(), "{finished}");
+
+    // Of one CVM, in pages.
+    let of = |event: &Value, cvm: &casemate_server::cvm::state::Cvm| event["cvm_id"] == cvm.uid.to_string();
+    let wanted: Vec<_> = all.iter().filter(|event| of(event, &other)).cloned().collect();
+    let mut found = Vec::new();
+    let mut cursor = "0".to_owned();
+    loop {
+        let page = client.json(&format!("/audit?cvm=other-app&limit=2&cursor={cursor}")).await;
+        found.extend(page["items"].as_array().expect("a list").clone());
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!(found, wanted);
+    power::delete(&world.app, world.cvm(&other), world.author()).await.expect("accepted");
+    world.settle().await;
+    let gone = client.json(&format!("/audit?cvm={}&limit=1000", other.uid)).await;
+    assert!(gone["items"].as_array().is_some_and(|items| items.len() > wanted.len()), "{gone}");
+    client.get("/audit?cvm=nobody-here").await.expect(404);
+    Client::stranger(&world).await.get(&format!("/audit?cvm={}", other.uid)).await.expect(404);
+    Client::stranger(&world).await.get(&format!("/audit?cvm={}", cvm.uid)).await.expect(404);
+    client.get("/audit?after=1&cursor=2").await.expect(422);
+    client.get("/audit?cursor=x").await.expect(422);
+}
+
+#[tokio::test(start_paused = true)]
+async fn revisions_are_read_page_by_page() {
+    let world = World::start().await;
+    let client = Client::of(&world).await;
+    let cvm = world.deploy("demo-app", "web:1").await;
+    for mb in [4096, 8192, 4096, 8192] {
+        world.accept_update(&cvm, CvmPatch { memory: Sparse::Value(mb), ..CvmPatch::default() }).await;
+        world.settle().await;
+    }
+    let stored = |before, limit| {
+        let revisions = world.app.store.revisions(cvm.id, before, limit).expect("reads");
+        revisions.into_iter().map(|revision| revision.number).collect::<Vec<_>>()
+    };
+    assert_eq!(stored(None, 2), [5, 4], "no more are read than are asked for");
+    assert_eq!(stored(Some(4), 2), [3, 2]);
+    let mut numbers = Vec::new();
+    let mut path = "/cvms/demo-app/revisions?limit=2".to_owned();
+    loop {
+        let page = client.json(&path).await;
+        numbers.extend(page["items"].as_array().expect("a list").iter().map(|item| item["revision"].clone()));
+        match page["next_cursor"].as_str() {
+            Some(cursor) => path = format!("/cvms/demo-app/revisions?limit=2&cursor={cursor}"),
+            None => break,
+        }
+    }
+    assert_eq!(numbers, [5, 4, 3, 2, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_hold_nothing_is_shown_of_the_machine_that_was() {
+    let world = World::start().await;
+    let client = Client::of(&world).await;
+    world.deploy("demo-app", "web:1").await;
+    assert_eq!(client.json("/cvms/demo-app/state").await["boot_progress"], "done");
+    let fault = Fault::BootFail { image: None, env: None };
+    world.sim.plan(Planned { fault, once: false, vm: None }).expect("planned");
+    client.patch("/cvms/demo-app", json!({ "memory": 4096, "on_failure": "hold" })).await.expect(202);
+    world.settle().await;
+    let state = client.json("/cvms/demo-app/state").await;
+    assert_eq!(state["status"], "error");
+    assert!(state["boot_error"].is_string(), "{state}");
+    for stale in ["boot_progress", "uptime"] {
+        assert!(state.get(stale).is_none_or(Value::is_null), "{stale}: {state}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -199,6 +199,30 @@ async fn the_environment_is_replaced_and_says_whether_its_names_change() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_environment_that_does_not_open_never_stops_the_machine() {
+    let scene = Scene::start().await;
+    let before = scene.snapshot().await;
+    let foreign = {
+        let key = scene.world.app.kms.env_public_key(&casemate_types::ids::AppId([9; 20])).expect("a key");
+        hex::encode(casemate_types::env::seal(&key, &[], [3; 32], [3; 12]).expect("a good key"))
+    };
+    for blob in ["00".repeat(100), foreign] {
+        let answer =
+            scene.client.patch(&scene.path("/envs"), json!({ "encrypted_env": blob })).await.expect(202);
+        scene.world.settle().await;
+        let path = format!("/operations/{}", answer["correlation_id"].as_str().expect("an id"));
+        let ended = scene.client.json(&path).await;
+        assert_eq!((&ended["status"], &ended["step"]), (&json!("failed"), &json!("stage")), "{ended}");
+        assert!(
+            ended["reason"]["message"].as_str().is_some_and(|text| text.contains("cannot be opened")),
+            "{ended}"
+        );
+        assert_eq!(scene.snapshot().await, before, "the machine did not notice");
+        assert_eq!(scene.now().status, Status::Running);
+    }
+}
+
 /// Every way in which a text can be sent.
 async fn sent(scene: &Scene, rest: &str, field: &str, text: &str, way: usize) -> Answer {
     let (path, patch) = (scene.path(rest), Method::PATCH);

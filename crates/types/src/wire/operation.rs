@@ -213,12 +213,29 @@ pub struct AuditEvent {
     pub revision_before: Option<u64>,
     /// The revision in force after.
     pub revision_after: Option<u64>,
-    /// Names of the fields that an accepted operation changes.
-    #[serde(default)]
-    pub changed: Vec<String>,
+    /// What the operation concerned does, where this is what was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// What was changed, where this is what was asked for. Secrets have no values here, not even as a hash.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<AuditChange>,
     /// More, by kind.
     #[serde(default)]
     pub details: Value,
+}
+
+/// A field that was changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuditChange {
+    /// Its name.
+    pub field: String,
+    /// Its value before; a hash for a long one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Value>,
+    /// Its value after; a hash for a long one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Value>,
 }
 
 /// Something that happened to an operation, and the operation as it is by now.

@@ -503,10 +503,8 @@ pub struct Node {
     pub device_id: Option<String>,
     /// All it has.
     pub capacity: NodeRoom,
-    /// What of it is booked.
-    pub booked: NodeRoom,
-    /// CVMs on it.
-    pub cvms: u64,
+    /// What of it new CVMs can have.
+    pub free: NodeRoom,
     /// Its OS images, by name.
     pub images: Vec<String>,
     /// It can give a CVM a new instance id.
@@ -552,9 +550,12 @@ pub struct ApiKeyInfo {
     /// When it was made.
     #[serde(with = "super::time")]
     pub created_at: Timestamp,
-    /// When it was last used.
+    /// When it was last used, to within a minute or so.
     #[serde(default, with = "super::time::opt")]
     pub last_used_at: Option<Timestamp>,
+    /// When it stops working by itself.
+    #[serde(default, with = "super::time::opt")]
+    pub expires_at: Option<Timestamp>,
     /// When it was revoked.
     #[serde(default, with = "super::time::opt")]
     pub revoked_at: Option<Timestamp>,

@@ -23,8 +23,7 @@ pub async fn cvm_revisions(State(app): State<App>, on: On, params: Params) -> Re
     let limit = params.number("limit", 1, 500)?.unwrap_or(50);
     let before = params.number("cursor", 1, i64::MAX as u64)?;
     let limit = usize::try_from(limit).expect("bounded above");
-    let mut revisions = app.store.revisions(on.cvm.id)?;
-    revisions.retain(|revision| before.is_none_or(|before| revision.number < before));
+    let mut revisions = app.store.revisions(on.cvm.id, before, limit + 1)?;
     let more = revisions.len() > limit;
     revisions.truncate(limit);
     let next_cursor = revisions.last().filter(|_| more).map(|revision| revision.number.to_string());

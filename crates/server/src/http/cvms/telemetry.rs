@@ -41,7 +41,8 @@ pub async fn cvm_stats(State(app): State<App>, on: On) -> Result<Response> {
     let stats = wire::CvmStats {
         is_online: seen.is_ok(),
         is_public: shown.flag(Flag::PublicSysinfo),
-        // No kind of node tells, so far. Clients take nothing rather than a system with blanks.
+        // No kind of node tells, so far. A simulated machine has a size and a time of start, and no system, no kernel and no load:
+        // most of what clients want here would be made up. They take nothing rather than a system with blanks.
         sysinfo: None,
         error: Some(
             seen.err().unwrap_or_else(|| "the node does not tell about the guest's system".to_owned()),

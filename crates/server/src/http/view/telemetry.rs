@@ -38,6 +38,10 @@ pub fn guest(app: &App, cvm: &Cvm) -> Result<Guest> {
         _ => app.store.report(cvm.id)?,
     };
     let Some(seen) = report.as_ref().and_then(Report::read) else { return Ok(guest) };
+    // What failed was not looked at to its end. A machine that was up before it says nothing about now.
+    if cvm.status == Status::Error && seen.generation != cvm.generation {
+        return Ok(guest);
+    }
     let on = match &seen.guest {
         driver::Guest::Off => false,
         driver::Guest::Booting { progress } => {

@@ -33,7 +33,8 @@ CREATE TABLE api_key (
   default_version TEXT NOT NULL,
   created_at      INTEGER NOT NULL,
   expires_at      INTEGER,
-  revoked_at      INTEGER
+  revoked_at      INTEGER,
+  last_used_at    INTEGER                      -- to within a minute or so
 ) STRICT;
 CREATE INDEX api_key_of_workspace ON api_key (workspace_id);
 
