@@ -1,4 +1,4 @@
-//! The contracts' functions and events, as far as this crate asks for them.
+//! The contracts' functions, events and errors, as far as anything here asks for them or calls them.
 
 use alloy_sol_types::sol;
 
@@ -27,6 +27,7 @@ sol! {
         function removeDevice(bytes32 deviceId);
         function allowedDeviceIds(bytes32 deviceId) view returns (bool);
         function allowAnyDevice() view returns (bool);
+        function setAllowAnyDevice(bool allowAny);
         function owner() view returns (address);
 
         event ComposeHashAdded(bytes32 composeHash);
@@ -34,22 +35,28 @@ sol! {
         event DeviceAdded(bytes32 deviceId);
         event DeviceRemoved(bytes32 deviceId);
         event AllowAnyDeviceSet(bool allowAny);
+
+        error OwnableUnauthorizedAccount(address account);
+        error OwnableInvalidOwner(address owner);
     }
 
     /// The contract of a key service.
     #[derive(Debug)]
     interface Kms {
+        function deployAndRegisterApp(address deployer, bool disableUpgrades, bool allowAnyDevice, bytes32 deviceId, bytes32 composeHash) returns (address);
         function registeredApps(address app) view returns (bool);
         function allowedOsImages(bytes32 osImageHash) view returns (bool);
         function gatewayAppId() view returns (string);
         function isAppAllowed(AppBootInfo bootInfo) view returns (bool isAllowed, string reason);
+
+        event AppDeployedViaFactory(address indexed appId, address indexed deployer);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use alloy_primitives::hex;
-    use alloy_sol_types::{SolCall, SolEvent};
+    use alloy_sol_types::{SolCall, SolError, SolEvent};
 
     use super::{App, Kms};
 
@@ -64,7 +71,10 @@ mod tests {
             (App::removeDeviceCall::SELECTOR, "1d266200"),
             (App::allowedDeviceIdsCall::SELECTOR, "bf8b211b"),
             (App::allowAnyDeviceCall::SELECTOR, "3440a16a"),
+            (App::setAllowAnyDeviceCall::SELECTOR, "7c4beeb8"),
             (App::ownerCall::SELECTOR, "8da5cb5b"),
+            (App::OwnableUnauthorizedAccount::SELECTOR, "118cdaa7"),
+            (Kms::deployAndRegisterAppCall::SELECTOR, "8618169d"),
             (Kms::registeredAppsCall::SELECTOR, "a6c4cce9"),
             (Kms::allowedOsImagesCall::SELECTOR, "9a4e1d18"),
             (Kms::gatewayAppIdCall::SELECTOR, "95f51931"),
@@ -92,6 +102,10 @@ mod tests {
             (
                 App::AllowAnyDeviceSet::SIGNATURE_HASH,
                 "bb2cdb6c7b362202d40373f87bc4788301cca658f91711ac1662e1ad2cba4a20",
+            ),
+            (
+                Kms::AppDeployedViaFactory::SIGNATURE_HASH,
+                "fd86d7f6962eba3b7a3bf9129c06c0b2f885e1c61ef2c9f0dbb856be0deefdee",
             ),
         ] {
             assert_eq!(hex::encode(ours), theirs);

@@ -2,11 +2,12 @@
 //! this machine boot?
 //!
 //! [`Chain`] is what can be asked, [`Evm`] asks real nodes, [`Scripted`] answers what a test wrote down. [`Action`] is the
-//! other direction: what somebody has to send so that the answer becomes yes; this crate never signs and never sends.
+//! other direction: what somebody has to send so that the answer becomes yes. [`Node`] is one node asked directly, by a client
+//! that signs; this crate never does.
 //!
 //! Nothing here knows the server. A chain that does not answer, or answers nonsense, is an [`Error`] and never a yes or a no.
 
-mod abi;
+pub mod abi;
 mod action;
 mod ask;
 mod config;
@@ -15,6 +16,7 @@ pub mod dev;
 mod evm;
 #[cfg(feature = "faults")]
 pub mod faults;
+mod node;
 mod scripted;
 
 pub use action::{Action, checksummed, safe_batch};
@@ -24,4 +26,5 @@ pub use ask::{
 };
 pub use config::{ChainConfig, RpcUrl, RpcUrlError};
 pub use evm::Evm;
+pub use node::{Node, NodeError, Refused};
 pub use scripted::Scripted;

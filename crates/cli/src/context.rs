@@ -23,7 +23,11 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(options: Options, program: Program) -> Self {
-        let environment = Environment::read();
+        Self::with(options, Environment::read(), program)
+    }
+
+    /// In these surroundings.
+    pub(crate) fn with(options: Options, environment: Environment, program: Program) -> Self {
         let out = Output::new(&options, &environment);
         Self { out, options, environment, program, settings: OnceCell::new(), client: OnceCell::new() }
     }

@@ -42,6 +42,8 @@ pub(crate) enum About {
     Key,
     /// A key service.
     Kms,
+    /// An approval.
+    Approval,
 }
 
 impl Failure {

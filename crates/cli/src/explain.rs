@@ -1,9 +1,10 @@
 //! What the SDK's errors mean to somebody who typed a command: what is wrong, and what to do about it.
 
 use casemate_sdk::types::error::{ErrorBody, FieldError};
-use casemate_sdk::{Error, Failure as Answer, Invalid};
+use casemate_sdk::{Error, Failure as Answer, Invalid, chain};
 
 use crate::context::Context;
+use crate::environment::RPC_URL_VAR;
 use crate::error::About;
 use crate::settings::Origin;
 
@@ -124,6 +125,10 @@ fn typed_as(field: &str) -> Option<&'static str> {
         "compose_hash" => "COMPOSE HASH",
         "correlation_id" => "OPERATION",
         "transaction_hash" => "TRANSACTION",
+        "approval_id" => "APPROVAL",
+        "app_id" | "contract_address" => "--app-id",
+        "device_id" => "--device-id",
+        "kms" | "kms_id" => "--kms",
         "base_url" => "--api-url",
         "api_key" => "--api-key",
         _ => return None,
@@ -159,8 +164,10 @@ fn hints(cx: &Context, error: &Error, about: Option<&About>) -> Vec<String> {
             Some(About::Node) => vec![list("nodes")],
             Some(About::Key) => vec![list("keys")],
             Some(About::Kms) => vec![list("kms")],
+            Some(About::Approval) => vec![list("approvals")],
             None => Vec::new(),
         },
+        Error::Chain(error) => chain_hints(error),
         Error::NotProven(_) => {
             vec!["a failed proof uses nothing up: the same command can be tried again".into()]
         }
@@ -201,6 +208,28 @@ fn hints(cx: &Context, error: &Error, about: Option<&About>) -> Vec<String> {
         }
         Error::Invalid(invalid) if invalid.fields.iter().any(|field| field.field() == "body") => {
             vec!["`--help` lists what can be given".into()]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What to do about what happened on a chain.
+fn chain_hints(error: &chain::Error) -> Vec<String> {
+    use chain::Error as On;
+    let node = |what: &str| vec![format!("`--rpc-url URL`, or {RPC_URL_VAR}, names {what}")];
+    match error {
+        On::UnknownChain(id) => node(&format!("a node of chain {id}")),
+        On::WrongNetwork { wanted, .. } => node(&format!("a node of chain {wanted}")),
+        On::Node(_) | On::Refused { .. } => node("another node"),
+        On::TooLittleMoney { sender, .. } => {
+            vec![format!("send some ETH to {}", chain::checksummed(*sender))]
+        }
+        On::NotOwner { owner, .. } => vec![format!(
+            "sign with the key of {}; `casemate approvals safe-batch` is for a Safe, `calldata` for any other wallet",
+            chain::checksummed(*owner)
+        )],
+        On::TimedOut { tx, .. } | On::Dropped { tx } => {
+            vec![format!("look for 0x{tx} before you sign again: it may still be carried out")]
         }
         _ => Vec::new(),
     }

@@ -49,6 +49,8 @@ pub enum Command {
     Cvms(Call<commands::cvms::Cvms>),
     /// List and follow operations, the work on CVMs
     Ops(Call<commands::ops::Ops>),
+    /// List, sign and commit what waits for a yes on chain
+    Approvals(Call<commands::approvals::Approvals>),
     /// List apps, the identities that CVMs share
     Apps(Call<commands::apps::Apps>),
     /// List OS images
@@ -141,6 +143,7 @@ impl Command {
             Self::Deploy(call) => &call.options,
             Self::Cvms(call) => &call.options,
             Self::Ops(call) => &call.options,
+            Self::Approvals(call) => &call.options,
             Self::Apps(call) => &call.options,
             Self::Images(call) => &call.options,
             Self::Nodes(call) => &call.options,
@@ -160,6 +163,7 @@ impl Command {
             Self::Deploy(call) => call.what.run(cx).await,
             Self::Cvms(call) => call.what.run(cx).await,
             Self::Ops(call) => call.what.run(cx).await,
+            Self::Approvals(call) => call.what.run(cx).await,
             Self::Apps(call) => call.what.run(cx).await,
             Self::Images(call) => call.what.run(cx).await,
             Self::Nodes(call) => call.what.run(cx).await,

@@ -110,6 +110,11 @@ impl Output {
         format!("\u{1b}[{code}m{text}\u{1b}[0m")
     }
 
+    /// Somebody is there to be asked something that has no yes for an answer, and wants to be talked to.
+    pub(crate) fn can_be_asked(&self) -> bool {
+        self.can_ask && !self.quiet && !self.yes
+    }
+
     /// Asks before something that cannot be undone.
     pub(crate) fn confirm(&self, question: &str) -> Result<()> {
         if self.yes {

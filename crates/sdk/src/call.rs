@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use casemate_types::error::FieldError;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -115,6 +115,20 @@ impl Call {
             }
             Err(_) => {
                 self.problem(FieldError::header(name, "value_error", "must be printable ASCII characters"))
+            }
+        }
+    }
+
+    /// Shows a token. Like the key, it is not shown to anybody else.
+    pub(crate) fn bearer(mut self, token: &str) -> Self {
+        match HeaderValue::from_str(&format!("Bearer {token}")) {
+            Ok(mut value) => {
+                value.set_sensitive(true);
+                self.headers.insert(AUTHORIZATION, value);
+                self
+            }
+            Err(_) => {
+                self.problem(FieldError::body("token", "value_error", "must be printable ASCII characters"))
             }
         }
     }

@@ -4,7 +4,8 @@ use std::fmt::Display;
 
 use casemate_types::compose::ComposeDoc;
 use casemate_types::env::EnvVar;
-use casemate_types::ids::{AppId, CvmName};
+use casemate_types::error::FieldError;
+use casemate_types::ids::{Address, AppId, CvmName};
 use casemate_types::patch::{CvmCreate, CvmProvision, GpuPatch, Sparse};
 use casemate_types::wire;
 use reqwest::Method;
@@ -122,6 +123,8 @@ pub struct Deploy {
     vars: Vec<EnvVar>,
     changes: Changes,
     idempotency_key: Option<String>,
+    #[cfg(feature = "chain")]
+    owner: Option<(crate::chain::Wallet, Option<crate::chain::Network>)>,
 }
 
 /// What differs from the least that a new CVM needs.
@@ -140,7 +143,17 @@ struct Changes {
     app_id: Option<(AppId, u64)>,
     ssh_authorized_keys: Option<Vec<String>>,
     user_config: Option<String>,
+    kms_id: Option<String>,
     gpus: Sparse<GpuPatch>,
+}
+
+/// The contract that was made for a new app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewContract {
+    /// Its address, which is the app's id.
+    pub app_id: AppId,
+    /// Who made it.
+    pub deployer: Address,
 }
 
 impl Deploy {
@@ -234,6 +247,28 @@ impl Deploy {
         self
     }
 
+    /// The key service, by id or slug: the one to take among several of a kind.
+    pub fn kms_id(mut self, id: impl Into<String>) -> Self {
+        self.changes.kms_id = Some(id.into());
+        self
+    }
+
+    /// Who signs for the app's contract, where the key service has one: the contract is then made along the way, allows the
+    /// compose hash and the device, and belongs to this wallet. Feature `chain`.
+    #[cfg(feature = "chain")]
+    pub fn wallet(mut self, wallet: &crate::chain::Wallet) -> Self {
+        self.owner = Some((wallet.clone(), None));
+        self
+    }
+
+    /// The same, with the chain asked at a node of your choice; [`Network::of`](crate::chain::Network::of) the key service by
+    /// default.
+    #[cfg(feature = "chain")]
+    pub fn wallet_on(mut self, wallet: &crate::chain::Wallet, network: crate::chain::Network) -> Self {
+        self.owner = Some((wallet.clone(), Some(network)));
+        self
+    }
+
     /// An app id and its number, as [`Client::kms`]'s `next_app_ids` gives them.
     pub fn app_id(mut self, id: AppId, nonce: u64) -> Self {
         self.changes.app_id = Some((id, nonce));
@@ -288,6 +323,7 @@ impl Deploy {
             region: changes.region,
             listed: changes.listed,
             kms: changes.kms,
+            kms_id: changes.kms_id,
             env_keys: (!keys.is_empty()).then_some(keys),
             app_id: changes.app_id.map(|(id, _)| id),
             nonce: changes.app_id.map(|(_, nonce)| nonce),
@@ -299,17 +335,72 @@ impl Deploy {
         self.client.provision(body).send().await
     }
 
-    /// Provisions, seals the environment variables and creates.
+    /// Provisions, has the app's contract made if there is to be one, seals the environment variables and creates.
     ///
     /// # Errors
-    /// Those of [`Provision::send`] and [`Create::send`]; [`Error::Unsupported`] for an app whose contract has to be deployed
-    /// first, which takes a wallet.
+    /// Those of [`provision`](Self::provision) and [`create`](Self::create); [`Error::Unsupported`] for an app whose contract
+    /// has to be made first, if there is no wallet; with one, `Error::Chain`.
     pub async fn send(self) -> Result<Operation> {
         let provision = self.provision().await?;
-        let Some(app_id) = provision.app_id else {
-            let base_url = self.client.base_url().to_owned();
-            return Err(Error::Unsupported { what: "an app without a contract to be deployed", base_url });
+        if provision.app_id.is_some() {
+            return self.create(provision, None).await;
+        }
+        #[cfg(feature = "chain")]
+        if let Some((wallet, network)) = &self.owner {
+            let contract = self.make_contract(&provision, wallet, network.clone()).await?;
+            return self.create(provision, Some((&contract).into())).await;
+        }
+        let base_url = self.client.base_url().to_owned();
+        Err(Error::Unsupported { what: "an app without a contract to be deployed", base_url })
+    }
+
+    /// The step in between, where the key service has a contract: has one made for the app that allows what was provisioned.
+    ///
+    /// # Errors
+    /// [`Error::Chain`]; [`Error::Invalid`] if the server does not say where the key service's contract is.
+    #[cfg(feature = "chain")]
+    pub async fn make_contract(
+        &self,
+        provision: &wire::ProvisionAnswer,
+        wallet: &crate::chain::Wallet,
+        network: Option<crate::chain::Network>,
+    ) -> Result<crate::chain::AppAuth> {
+        use crate::chain::{Devices, Network, NewApp};
+
+        let missing = || {
+            let text = "the server does not name the contract of the key service";
+            Error::invalid(vec![FieldError::body("kms_info", "missing", text)])
         };
+        let kms = provision.kms_info.as_ref().ok_or_else(missing)?;
+        let contract = kms.kms_contract_address.as_ref().ok_or_else(missing)?;
+        let devices = match provision.device_id.as_deref().filter(|id| !id.is_empty()) {
+            None => Devices::None,
+            Some(id) => {
+                Devices::One(parsed("device_id", id).map_err(|problem| Error::invalid(vec![*problem]))?)
+            }
+        };
+        let app = NewApp { compose_hash: Some(provision.compose_hash), devices };
+        let network = network.map_or_else(|| Network::of(kms), Ok)?;
+        network.deploy_app_auth(wallet, contract, app).send().await
+    }
+
+    /// The last step: seals the environment variables and creates what was provisioned. `contract` is that of the app, if one
+    /// was made for it.
+    ///
+    /// # Errors
+    /// Those of [`Create::send`]; [`Error::Invalid`] if there is to be a contract and it is not given.
+    pub async fn create(
+        &self,
+        provision: wire::ProvisionAnswer,
+        contract: Option<NewContract>,
+    ) -> Result<Operation> {
+        let app_id = contract.map(|contract| contract.app_id).or(provision.app_id).ok_or_else(|| {
+            Error::invalid(vec![FieldError::body(
+                "contract_address",
+                "missing",
+                "the app's contract is needed",
+            )])
+        })?;
         let encrypted_env = if self.vars.is_empty() {
             None
         } else {
@@ -329,14 +420,21 @@ impl Deploy {
             encrypted_env,
             env_keys,
             kms_id: provision.kms_id,
-            contract_address: None,
-            deployer_address: None,
+            contract_address: contract.map(|contract| contract.app_id),
+            deployer_address: contract.map(|contract| format!("0x{}", contract.deployer)),
             transaction_hash: None,
             token: None,
         };
         let mut create = self.client.create(body);
-        create.idempotency_key = self.idempotency_key;
+        create.idempotency_key = self.idempotency_key.clone();
         create.send().await
+    }
+}
+
+#[cfg(feature = "chain")]
+impl From<&crate::chain::AppAuth> for NewContract {
+    fn from(made: &crate::chain::AppAuth) -> Self {
+        Self { app_id: made.app_id, deployer: made.deployer }
     }
 }
 
@@ -364,6 +462,8 @@ impl Client {
             vars: Vec::new(),
             changes: Changes::default(),
             idempotency_key: None,
+            #[cfg(feature = "chain")]
+            owner: None,
         }
     }
 }

@@ -99,6 +99,10 @@ pub enum Error {
         /// The cause.
         source: Source,
     },
+    /// Something did not happen on a chain. Feature `chain`.
+    #[cfg(feature = "chain")]
+    #[error(transparent)]
+    Chain(Box<crate::chain::Error>),
     /// Only a Casemate server can do this, and the one at the base URL is something else. Nothing was sent.
     #[error("{what} needs a Casemate server, and {base_url} is something else")]
     Unsupported {
@@ -235,6 +239,8 @@ impl Error {
             | Self::Transport { .. }
             | Self::Decode { .. }
             | Self::Unsupported { .. } => None,
+            #[cfg(feature = "chain")]
+            Self::Chain(_) => None,
         }
     }
 
@@ -255,6 +261,8 @@ impl Error {
             | Self::Cancelled(_)
             | Self::Decode { .. }
             | Self::Unsupported { .. } => false,
+            #[cfg(feature = "chain")]
+            Self::Chain(error) => error.is_transient(),
         }
     }
 

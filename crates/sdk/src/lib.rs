@@ -81,10 +81,14 @@
 //! | power | [`Cvm::start`], [`Cvm::stop`], [`Cvm::shutdown`], [`Cvm::restart`], [`Cvm::delete`] |
 //! | following | [`Operation::wait`], [`Operation::watch`], [`Cvm::watch`] |
 //! | environment variables | [`Cvm::seal`], [`seal`](seal()), [`Cvm::envs`] |
+//! | approvals | [`Client::approvals`], [`Client::approval`]; signing and asking on chain: `chain`, with the feature of that name |
 //! | history | [`Cvm::revisions`], [`Cvm::rollback`], [`Client::operations`], [`Client::audit`] |
 //! | the rest | [`Client::me`], [`Client::kms`], [`Client::keys`], [`Client::nodes`], [`Client::instance_types`], [`Client::fields`] |
 
+mod approvals;
 mod call;
+#[cfg(feature = "chain")]
+pub mod chain;
 mod client;
 mod compose;
 mod create;
@@ -107,9 +111,10 @@ mod watch;
 pub use casemate_types as types;
 pub use casemate_types::{env, ids, wire};
 
+pub use approvals::Approval;
 pub use client::{API_KEY_VAR, BASE_URL_VAR, Builder, Client, DEFAULT_BASE_URL};
 pub use compose::{CommitCompose, Compose, ProvisionCompose};
-pub use create::{Create, Deploy, Provision};
+pub use create::{Create, Deploy, NewContract, Provision};
 pub use cvm::{Cvm, Tagged};
 pub use error::{Error, Failure, Invalid, PutBack, Result};
 pub use how::DryRun;

@@ -24,7 +24,8 @@ pub trait Cursor: DeserializeOwned + Send + 'static {
     fn split(self) -> (Vec<Self::Item>, Option<String>);
 }
 
-/// A list whose pages are found by a cursor: [`Client::operations`], [`Client::audit`], [`Cvm::revisions`](crate::Cvm::revisions).
+/// A list whose pages are found by a cursor: [`Client::operations`], [`Client::approvals`], [`Client::audit`],
+/// [`Cvm::revisions`](crate::Cvm::revisions).
 ///
 /// ```no_run
 /// # async fn example(client: casemate_sdk::Client) -> casemate_sdk::Result<()> {
@@ -49,7 +50,7 @@ impl<P: Cursor> ByCursor<P> {
         Self { call, page: std::marker::PhantomData }
     }
 
-    fn query(mut self, name: &str, value: impl Display) -> Self {
+    pub(crate) fn query(mut self, name: &str, value: impl Display) -> Self {
         self.call = self.call.query(name, value);
         self
     }

@@ -101,13 +101,19 @@ impl Operation {
 
     /// From the answer to a write.
     pub(crate) fn of(answer: &Answer, cvm: Cvm, target: Target) -> Self {
+        let client = cvm.client().clone();
+        Self { on: Some(Subject { cvm, target }), ..Self::told(client, answer) }
+    }
+
+    /// From the answer to a write of which it is not known yet which CVM it is about.
+    pub(crate) fn told(client: Client, answer: &Answer) -> Self {
         let mut told: Told = serde_json::from_slice(&answer.body).unwrap_or_default();
         if told.cvm.is_none() {
             told.cvm = serde_json::from_slice(&answer.body).ok().map(Box::new);
         }
         told.whole = serde_json::from_slice(&answer.body).ok();
         let id = told.correlation_id.as_deref().map(|id| parsed("correlation_id", id));
-        Self { client: cvm.client().clone(), id, on: Some(Subject { cvm, target }), told: Arc::new(told) }
+        Self { client, id, on: None, told: Arc::new(told) }
     }
 
     /// Its id, if the server told it.

@@ -54,7 +54,7 @@ impl PatchOutcome {
 ///     PatchOutcome::Accepted(op) => op.wait().await.map(drop)?,
 ///     PatchOutcome::NeedsApproval(ask) => {
 ///         println!("register {} for app {}", ask.compose_hash, ask.app_id);
-///         let tx = "0x…"; // the transaction that registered it
+///         let tx = "0x…"; // the transaction that registered it, or `ask.register_with(&wallet)` with the feature `chain`
 ///         ask.confirm(tx).await?.wait().await?;
 ///     }
 /// }
@@ -164,6 +164,7 @@ pub struct Patch {
     cvm: Cvm,
     body: CvmPatch,
     prepare_only: bool,
+    auto_commit: bool,
     problems: Vec<FieldError>,
     how: How,
 }
@@ -174,6 +175,7 @@ impl Patch {
             cvm,
             body: CvmPatch::default(),
             prepare_only: false,
+            auto_commit: false,
             problems: Vec::new(),
             how: How::default(),
         }
@@ -316,6 +318,13 @@ impl Patch {
         self
     }
 
+    /// If an approval is needed, the server watches the contract itself and runs the update once hash and device are allowed,
+    /// in the name of this API key. Needs Casemate.
+    pub fn auto_commit(mut self) -> Self {
+        self.auto_commit = true;
+        self
+    }
+
     update_options!();
 
     fn call(&self) -> Call {
@@ -339,6 +348,11 @@ impl Patch {
             .problems(self.problems.iter().cloned().chain(nothing).chain(long))
             .only_casemate_if(body.name.is_value(), "a name among other changes");
         let call = if self.prepare_only { call.header("x-prepare-only", true) } else { call };
+        let call = if self.auto_commit {
+            call.header("x-auto-commit", true).only_casemate("auto-commit")
+        } else {
+            call
+        };
         self.how.in_headers(self.how.in_patch(call))
     }
 

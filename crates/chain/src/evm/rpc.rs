@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::wire::Quantity;
+use super::wire::{Data, Quantity};
 use crate::ask::Error;
 use crate::config::{ChainConfig, RpcUrl};
 
@@ -43,9 +43,11 @@ pub(crate) type Reply = Result<Box<RawValue>, Refusal>;
 /// A node's own words for why it does not do what it was asked to do, with nothing in them that is a key.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
-    host: String,
-    code: i64,
-    message: String,
+    pub(crate) host: String,
+    pub(crate) code: i64,
+    pub(crate) message: String,
+    /// What a contract returned that failed, if the node tells.
+    pub(crate) data: Vec<u8>,
 }
 
 /// Why a node's answer is none.
@@ -53,6 +55,8 @@ pub(crate) struct Refusal {
 pub(crate) enum Trouble {
     Unreachable(String),
     Nonsense(String),
+    /// The node speaks for this chain, which is not the one it is configured for.
+    OtherChain(u64, String),
     /// It is longer than the limit. Asking for less may help.
     TooLong(String),
     Refused(Refusal),
@@ -62,8 +66,10 @@ impl From<Trouble> for Error {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::Unreachable(why) => Self::Unreachable(why),
-            Trouble::Nonsense(why) | Trouble::TooLong(why) => Self::Nonsense(why),
-            Trouble::Refused(Refusal { host, code, message }) => {
+            Trouble::Nonsense(why) | Trouble::OtherChain(_, why) | Trouble::TooLong(why) => {
+                Self::Nonsense(why)
+            }
+            Trouble::Refused(Refusal { host, code, message, .. }) => {
                 Self::Unreachable(format!("{host} refuses: {message} ({code})"))
             }
         }
@@ -132,6 +138,7 @@ struct ErrorObject {
     code: i64,
     #[serde(default)]
     message: String,
+    data: Option<Box<RawValue>>,
 }
 
 impl Endpoint {
@@ -183,7 +190,9 @@ impl Endpoint {
         match self.read::<Quantity>(spoken)? {
             Quantity(id) if id == self.chain_id => Ok(replies.collect()),
             Quantity(other) => {
-                Err(self.nonsense(format_args!("speaks for chain {other}, not for chain {}", self.chain_id)))
+                let url = &self.url;
+                let why = format!("{url} speaks for chain {other}, not for chain {}", self.chain_id);
+                Err(Trouble::OtherChain(other, why))
             }
         }
     }
@@ -267,8 +276,11 @@ impl Endpoint {
         built.as_ref().map_err(|why| self.unreachable(why))
     }
 
-    fn refusal(&self, ErrorObject { code, message }: ErrorObject) -> Refusal {
-        Refusal { host: self.url.host(), code, message: self.url.scrubbed(message) }
+    fn refusal(&self, ErrorObject { code, message, data }: ErrorObject) -> Refusal {
+        // Nodes that explain a failure in words put them here as well; only bytes are of use.
+        let data = data.and_then(|data| serde_json::from_str::<Data>(data.get()).ok());
+        let data = data.map(|Data(bytes)| bytes).unwrap_or_default();
+        Refusal { host: self.url.host(), code, message: self.url.scrubbed(message), data }
     }
 
     pub(crate) fn unreachable(&self, what: impl fmt::Display) -> Trouble {

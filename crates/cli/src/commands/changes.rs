@@ -9,6 +9,8 @@ use casemate_sdk::types::patch::{GpuPatch, OnFailure};
 use clap::Args;
 
 use crate::context::Context;
+use super::outcome::Approving;
+use super::signing::Signing;
 use crate::error::Result;
 use crate::value::{Disk, EnvArg, Gpus, Input, Memory, read_env, read_file};
 
@@ -91,8 +93,11 @@ pub(crate) struct How {
     #[arg(long)]
     pub(crate) force_restart: bool,
     /// Do not apply it: have the server keep it until somebody commits it with a one-time token
-    #[arg(long)]
+    #[arg(long, conflicts_with = "private_key_file")]
     pub(crate) prepare_only: bool,
+    /// If a contract has to allow it first: have the server watch the contract, and apply it once it is allowed
+    #[arg(long, conflicts_with_all = ["private_key_file", "prepare_only"])]
+    pub(crate) auto_commit: bool,
     /// Show what would be done, and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -113,6 +118,11 @@ pub(crate) struct Texts {
 }
 
 impl App {
+    /// One of them is standard input.
+    pub(crate) fn reads_stdin(&self) -> bool {
+        matches!(self.compose, Some(Input::Stdin))
+    }
+
     /// Reads the files.
     pub(crate) fn read(&self) -> Result<Texts> {
         let file = |path: &Option<PathBuf>| path.as_deref().map(read_file).transpose();
@@ -240,6 +250,15 @@ impl Visibility {
 }
 
 impl How {
+    /// What follows if a contract has to allow it first.
+    pub(crate) fn approving<'a>(&self, signing: &'a Signing) -> Approving<'a> {
+        match (self.prepare_only, self.auto_commit) {
+            (true, _) => Approving::ByOthers,
+            (false, true) => Approving::ByServer,
+            (false, false) => Approving::Here(signing),
+        }
+    }
+
     pub(crate) fn patch(&self, mut patch: Patch) -> Patch {
         if let Some(seconds) = self.shutdown_timeout {
             patch = patch.shutdown_timeout_secs(seconds);
@@ -255,6 +274,9 @@ impl How {
         }
         if self.prepare_only {
             patch = patch.prepare_only();
+        }
+        if self.auto_commit {
+            patch = patch.auto_commit();
         }
         patch
     }

@@ -2,15 +2,18 @@
 
 use std::path::Path;
 
+use casemate_sdk::chain::checksummed;
 use casemate_sdk::types::compose::ComposeDoc;
 use casemate_sdk::types::ids::hostname_from;
-use casemate_sdk::{Deploy as Creation, Error, wire};
+use casemate_sdk::{Deploy as Creation, Error, Operation, wire};
 use clap::Args;
 
 use super::changes::{App, How, Machine, Texts, Visibility};
 use super::nodes;
 use super::outcome::{self, Change, Waiting};
+use super::signing::{Signing, chain_name, note_signing};
 use crate::context::Context;
+use crate::environment::PRIVATE_KEY_VAR;
 use crate::error::{AboutExt, Failure, Result};
 use crate::human;
 use crate::output::fields;
@@ -33,7 +36,9 @@ const COMPOSE_HELP: &str = "docker-compose file, or - for standard input [defaul
 #[command(after_help = "Examples:
   casemate deploy                                 the compose file of this folder, under its name
   casemate deploy -n web-1 -c app.yml -e .env --memory 4G
-  casemate deploy -n web-1 -c app.yml --dry-run   what would be done")]
+  casemate deploy -n web-1 -c app.yml --dry-run   what would be done
+  casemate deploy -n web-1 -c app.yml --kms base --private-key-file owner.key
+                                                  an app whose code a contract has to allow")]
 pub struct Deploy {
     /// Name of the CVM, unique in the workspace [default: made from the name of this folder]
     #[arg(long, short, value_name = "NAME")]
@@ -46,6 +51,8 @@ pub struct Deploy {
     place: Place,
     #[command(flatten)]
     visibility: Visibility,
+    #[command(flatten)]
+    signing: Signing,
     #[command(flatten)]
     how: How,
     #[command(flatten)]
@@ -65,10 +72,15 @@ struct Place {
     /// Take a development image, which lets its owner in, where no image is named
     #[arg(long, conflicts_with = "image")]
     dev_os: bool,
+    /// Key service, by slug, id or kind, as `casemate kms list` shows them. One with a contract has a contract made for the
+    /// app, which whoever signs owns
+    #[arg(long, value_name = "KMS")]
+    kms: Option<String>,
 }
 
 impl Deploy {
     pub(crate) async fn run(self, cx: &Context) -> Result<()> {
+        self.signing.check(self.app.reads_stdin())?;
         let name = match &self.name {
             Some(name) => name.clone(),
             None => name_of(&cx.environment.folder)?,
@@ -99,9 +111,54 @@ impl Deploy {
         if self.how.dry_run {
             return would_create(cx, name, creation.provision().await?);
         }
-        let operation = creation.send().await?;
+        if self.how.prepare_only {
+            let what =
+                format!("--prepare-only: there is no CVM `{name}` yet, and only updates can be prepared");
+            return Err(Failure::usage(what).hint("--dry-run shows what would be created"));
+        }
+        let provision = creation.provision().await?;
+        let operation = match provision.app_id {
+            Some(_) => creation.create(provision, None).await?,
+            None => self.with_contract(cx, name, &creation, provision).await?,
+        };
         let change = Change { cvm: name, doing: "Creating", done: "up", waiting: self.waiting };
         change.accepted(cx, &operation).await
+    }
+
+    /// Has the app's contract made first.
+    async fn with_contract(
+        &self,
+        cx: &Context,
+        name: &str,
+        creation: &Creation,
+        provision: wire::ProvisionAnswer,
+    ) -> Result<Operation> {
+        let kms = provision.kms_info.clone();
+        let (Some(kms), Some(chain_id)) = (&kms, kms.as_ref().and_then(|kms| kms.chain_id)) else {
+            return Err(Failure::failed(
+                "the server names neither an app nor the key service that has a contract",
+            ));
+        };
+        let what =
+            format!("{name} needs a contract on {}, which whoever signs for it owns.", chain_name(chain_id));
+        let Some(wallet) = self.signing.wallet(cx, &what)? else {
+            return Err(Failure::failed(format!("{name} is not created: {what}"))
+                .hint(format!("`--private-key-file FILE`, or {PRIVATE_KEY_VAR}, signs for it")));
+        };
+        let network = self.signing.network(cx, kms)?;
+        note_signing(cx, &wallet, &network, &format!("Having a contract made for {name}"));
+        let made = creation.make_contract(&provision, &wallet, Some(network)).await?;
+        let contract = checksummed(made.app_auth_address);
+        cx.out.note(&format!(
+            "  contract {contract} by transaction 0x{}, block {}",
+            made.transaction_hash, made.block_number
+        ));
+        let created = creation.create(provision, Some((&made).into())).await;
+        created.map_err(|error| {
+            Failure::from(error).hint(format!(
+                "the contract {contract} was made all the same; trying again makes another one"
+            ))
+        })
     }
 
     async fn creation(&self, cx: &Context, name: &str, doc: ComposeDoc, texts: Texts) -> Result<Creation> {
@@ -137,6 +194,11 @@ impl Deploy {
         if let Some(region) = &self.place.region {
             creation = creation.region(region);
         }
+        match self.place.kms.as_deref() {
+            None => {}
+            Some(kind) if is_kind(kind) => creation = creation.kms(kind.to_ascii_lowercase().as_str().into()),
+            Some(slug) => creation = creation.kms_id(slug),
+        }
         if self.place.dev_os {
             creation = creation.prefer_dev(true);
         }
@@ -168,7 +230,7 @@ impl Deploy {
         }
         let outcome = patch.send().await.about_cvm(name)?;
         let change = Change { cvm: name, doing: "Updating", done: "updated", waiting: self.waiting };
-        change.outcome(cx, outcome, self.how.prepare_only).await
+        change.outcome(cx, outcome, self.how.approving(&self.signing)).await
     }
 }
 
@@ -196,6 +258,11 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// A word for all key services of a kind, which every server knows; anything else names one of them.
+fn is_kind(text: &str) -> bool {
+    wire::KmsType::WORDS.iter().any(|word| word.eq_ignore_ascii_case(text))
 }
 
 /// A name made from that of a folder.

@@ -1,5 +1,6 @@
 //! The commands.
 
+pub(crate) mod approvals;
 pub(crate) mod apps;
 pub(crate) mod audit;
 pub(crate) mod changes;
@@ -14,4 +15,5 @@ pub(crate) mod login;
 pub(crate) mod nodes;
 pub(crate) mod ops;
 pub(crate) mod outcome;
+pub(crate) mod signing;
 pub(crate) mod whoami;

@@ -1,10 +1,13 @@
 //! What follows a change that was sent: its plan, an operation, or an approval that it needs first.
 
+use casemate_sdk::chain::{Wallet, checksummed};
 use casemate_sdk::types::error::ErrorBody;
 use casemate_sdk::wire::{self, DryRun, PlanKind};
 use casemate_sdk::{Ask, Operation, PatchOutcome};
 use clap::Args;
 
+use super::approvals::ways as approval_ways;
+use super::signing::{Signing, chain_name, note_registered, note_signing};
 use crate::context::Context;
 use crate::error::{AboutExt, Failure, Result};
 use crate::human;
@@ -32,6 +35,17 @@ impl Waiting {
     }
 }
 
+/// How an update goes on that a contract has to allow first.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Approving<'a> {
+    /// It was only to be prepared.
+    ByOthers,
+    /// The server was told to watch the contract.
+    ByServer,
+    /// Whoever typed the command may sign.
+    Here(&'a Signing),
+}
+
 /// A change of a CVM, in the words of one command.
 pub(crate) struct Change<'a> {
     /// The CVM, as the user named it.
@@ -49,17 +63,45 @@ impl Change<'_> {
         &self,
         cx: &Context,
         outcome: PatchOutcome,
-        prepare_only: bool,
+        approving: Approving<'_>,
     ) -> Result<()> {
-        match outcome {
+        let ask = match outcome {
             PatchOutcome::Accepted(operation) => {
-                if prepare_only {
+                if approving == Approving::ByOthers {
                     cx.out.warning("no approval is needed here, so the update runs at once");
                 }
-                self.accepted(cx, &operation).await
+                return self.accepted(cx, &operation).await;
             }
-            PatchOutcome::NeedsApproval(ask) => needs_approval(cx, self.cvm, &ask, prepare_only),
+            PatchOutcome::NeedsApproval(ask) => ask,
+        };
+        if let Approving::Here(signing) = approving {
+            let contract = checksummed(ask.app_id);
+            let what =
+                format!("The contract {contract} has to allow the new compose hash 0x{}.", ask.compose_hash);
+            if let Some(wallet) = signing.wallet(cx, &what)? {
+                return self.signed(cx, &ask, &wallet, signing).await;
+            }
         }
+        needs_approval(cx, self.cvm, &ask, approving)
+    }
+
+    /// Registers what is needed, and runs the update.
+    async fn signed(&self, cx: &Context, ask: &Ask, wallet: &Wallet, signing: &Signing) -> Result<()> {
+        let network = signing.network(cx, &ask.kms_info)?;
+        let (contract, hash) = (checksummed(ask.app_id), ask.compose_hash);
+        note_signing(cx, wallet, &network, &format!("Registering 0x{hash} with {contract}"));
+        let register = ask.register_with(wallet).network(network);
+        let registered = register.register().await?;
+        note_registered(cx, &registered);
+        let confirmed = register.confirm(&registered).await.about_cvm(self.cvm);
+        let operation = confirmed.map_err(|failure| {
+            let proof = registered.proof();
+            failure.hint(format!(
+                "it is registered: `casemate cvms confirm {} {hash} {proof}` goes on",
+                self.cvm
+            ))
+        })?;
+        self.accepted(cx, &operation).await
     }
 
     /// What follows an accepted request.
@@ -142,39 +184,70 @@ fn plan_text(cvm: &str, plan: &wire::Plan) -> String {
 }
 
 /// Shows what has to be registered, and how it goes on then.
-fn needs_approval(cx: &Context, cvm: &str, ask: &Ask, prepare_only: bool) -> Result<()> {
-    const MESSAGE: &str = "the compose hash has to be registered on chain first";
-    let body = ErrorBody::approval_needed(MESSAGE, ask);
-    cx.out.result(&body, |_| {
-        let yes = |allowed: bool| if allowed { "allowed" } else { "not allowed yet" };
-        let status = ask.onchain_status.as_ref().map(|status| {
-            let [hash, device] = [status.compose_hash_allowed, status.device_id_allowed].map(yes);
-            format!("compose hash {hash}, device {device}")
-        });
-        let kms = &ask.kms_info;
-        fields([
-            ("compose hash", Some(format!("0x{}", ask.compose_hash))),
-            ("app", Some(format!("0x{}", ask.app_id))),
-            ("device", Some(ask.device_id.clone()).filter(|device| !device.is_empty())),
-            ("chain", kms.chain_id.map(|id| id.to_string())),
-            ("KMS contract", kms.kms_contract_address.clone()),
-            ("on chain", status),
-            ("commit token", ask.commit_token.clone()),
-            ("commit page", ask.commit_url.clone()),
-        ])
-    })?;
-    let hash = ask.compose_hash;
-    let next = match ask.commit_token {
-        Some(_) => {
-            format!("once it is registered: `casemate cvms commit {cvm} TOKEN {hash} TRANSACTION`")
-        }
-        None => format!("once it is registered: `casemate cvms confirm {cvm} {hash} TRANSACTION`"),
-    };
-    if prepare_only {
-        cx.out.note(&next);
+fn needs_approval(cx: &Context, cvm: &str, ask: &Ask, approving: Approving<'_>) -> Result<()> {
+    const MESSAGE: &str = "the app's contract has to allow its compose hash first";
+    cx.out.result(&ErrorBody::approval_needed(MESSAGE, ask), |_| needed_text(ask))?;
+    if approving == Approving::ByOthers || ask.auto_commit {
+        cx.out.note(&format!("\n{}", ways(cvm, ask)));
         return Ok(());
     }
-    Err(Failure::failed(format!("{cvm} is not updated yet: {MESSAGE}")).hint(next))
+    if !cx.out.is_json() {
+        cx.out.note("");
+    }
+    let failure = Failure::failed(format!("{cvm} is not updated yet: {MESSAGE}"));
+    Err(failure.hint(format!("how it goes on:\n{}", ways(cvm, ask))))
+}
+
+/// What has to be registered.
+fn needed_text(ask: &Ask) -> String {
+    let yes = |allowed: bool| if allowed { "allowed" } else { "not allowed yet" };
+    let status = ask.onchain_status.as_ref().map(|status| {
+        let [hash, device] = [status.compose_hash_allowed, status.device_id_allowed].map(yes);
+        format!("compose hash {hash}, device {device}")
+    });
+    let chain = ask.kms_info.chain_id.map_or_else(|| "its chain".to_owned(), chain_name);
+    fields([
+        ("compose hash", Some(format!("0x{}", ask.compose_hash))),
+        ("device", Some(format!("0x{}", ask.device_id)).filter(|_| !ask.device_id.is_empty())),
+        ("contract", Some(format!("{} on {chain}", checksummed(ask.app_id)))),
+        ("on chain", status),
+        ("approval", ask.approval_id.clone()),
+        ("link to share", ask.commit_url.clone()),
+        ("token", ask.commit_token.clone()),
+    ])
+}
+
+/// How it goes on, in commands.
+fn ways(cvm: &str, ask: &Ask) -> String {
+    let (app, hash) = (ask.app_id, ask.compose_hash);
+    let waits = format!("nothing: the server updates {cvm} once it is allowed");
+    let known = match &ask.approval_id {
+        Some(id) => approval_ways(id, ask.auto_commit.then_some(waits)),
+        // Another server: what it does not know is made here.
+        None => {
+            let chain = ask.kms_info.chain_id.unwrap_or_default();
+            let device = if ask.device_id.is_empty() {
+                String::new()
+            } else {
+                format!(" --device-id {}", ask.device_id)
+            };
+            let run = match ask.commit_token {
+                Some(_) => format!("casemate cvms commit {cvm} TOKEN {hash}"),
+                None => format!("casemate cvms confirm {cvm} {hash}"),
+            };
+            fields([
+                ("sign it here", Some("the same command with --private-key-file FILE".to_owned())),
+                (
+                    "in a Safe",
+                    Some(format!(
+                        "casemate approvals safe-batch --app-id {app} --compose-hash {hash}{device} --chain-id {chain}"
+                    )),
+                ),
+                ("run it then", Some(run)),
+            ])
+        }
+    };
+    known.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

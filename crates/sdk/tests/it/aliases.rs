@@ -18,12 +18,28 @@ const METHODS: [&str; 12] = [
     "updatePreLaunchScript",
 ];
 
+/// The JavaScript client's functions on contracts.
+const ON_CHAIN: [&str; 10] = [
+    "addComposeHash",
+    "addDevice",
+    "checkComposeHashAllowed",
+    "checkDeviceAllowed",
+    "checkOnChainPrerequisites",
+    "deployAppAuth",
+    "getAllowedDevices",
+    "removeComposeHash",
+    "removeDevice",
+    "setAllowAnyDevice",
+];
+
 /// Alias to the public functions that carry it.
 fn aliases() -> BTreeMap<String, Vec<String>> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for file in std::fs::read_dir(sources).unwrap() {
-        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+    let folders = [sources.clone(), sources.join("chain")];
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+    for file in files.map(|file| file.unwrap().path()).filter(|path| path.is_file()) {
+        let text = std::fs::read_to_string(file).unwrap();
         let mut open = Vec::new();
         for line in text.lines().map(str::trim) {
             if let Some(alias) =
@@ -47,9 +63,9 @@ fn aliases() -> BTreeMap<String, Vec<String>> {
 #[test]
 fn each_method_of_the_reference_is_the_alias_of_one_function() {
     let aliases = aliases();
-    let carrying: Vec<_> =
-        METHODS.iter().filter(|name| aliases.get(**name).is_some_and(|on| on.len() == 1)).collect();
-    assert_eq!(carrying, METHODS.iter().collect::<Vec<_>>(), "of {aliases:#?}");
+    for name in METHODS.iter().chain(&ON_CHAIN) {
+        assert_eq!(aliases.get(*name).map(Vec::len), Some(1), "{name} of {aliases:#?}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, what goes wrong is a failure")]
 
+mod chain;
 mod demo;
 mod errors;
 mod journeys;

@@ -46,6 +46,15 @@ impl World {
         world
     }
 
+    /// A cloud with a key service that asks a contract, on a chain that clients take for Base.
+    pub(crate) fn on_chain() -> Self {
+        let mut world = Self::empty();
+        let mut lines = world.serve(&["--chain=anvil", "--chain-id=8453"]);
+        world.address = address(&mut lines);
+        world.lines = Some(lines);
+        world
+    }
+
     /// A folder with a node, but no server yet.
     pub(crate) fn empty() -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -75,6 +84,7 @@ impl World {
             .arg(format!("--nodes=sim=unix:{}", self.path().join("node.sock").display()))
             .args(options)
             .env("CASEMATE_LOG", "error")
+            .envs(anvil().map(|path| ("ANVIL_BIN", path)))
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(self.path().join("server.log")).unwrap())
             .spawn()
@@ -182,6 +192,13 @@ impl Drop for World {
             eprintln!("the server says: {log}");
         }
     }
+}
+
+/// The anvil that the tests have.
+fn anvil() -> Option<PathBuf> {
+    let node_modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/js/node_modules");
+    let (named, path) = (std::env::var_os("ANVIL_BIN"), std::env::var_os("PATH"));
+    casemate_chain::dev::find_anvil(named.as_deref(), path.as_deref(), &[node_modules]).ok()
 }
 
 /// Reads until the server says where it is.

@@ -91,7 +91,7 @@ const AROUND: usize = 2;
 const MOST_LINES: usize = 3000;
 
 /// How a text becomes another one: removed lines with `-`, added ones with `+`, and some that stay around them.
-fn line_diff(old: &str, new: &str) -> Vec<String> {
+pub(crate) fn line_diff(old: &str, new: &str) -> Vec<String> {
     if old == new {
         return Vec::new();
     }

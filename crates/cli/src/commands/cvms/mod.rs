@@ -11,6 +11,7 @@ mod revisions;
 mod update;
 mod watch;
 
+pub(crate) use diff::line_diff;
 pub(crate) use list::rows;
 
 use clap::{Args, Subcommand};

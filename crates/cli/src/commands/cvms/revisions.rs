@@ -5,7 +5,8 @@ use casemate_sdk::wire::{Revision, RevisionPage};
 use clap::Args;
 use futures_util::TryStreamExt;
 
-use crate::commands::outcome::{self, Change, Waiting};
+use crate::commands::outcome::{self, Approving, Change, Waiting};
+use crate::commands::signing::Signing;
 use crate::context::Context;
 use crate::error::{AboutExt, Result};
 use crate::human::{self, NOTHING};
@@ -88,10 +89,13 @@ pub(crate) struct Rollback {
     dry_run: bool,
     #[command(flatten)]
     waiting: Waiting,
+    #[command(flatten)]
+    signing: Signing,
 }
 
 impl Rollback {
     pub(crate) async fn run(self, cx: &Context) -> Result<()> {
+        self.signing.check(false)?;
         let mut rollback = cx.client()?.cvm(&self.cvm).rollback(self.revision);
         if self.hold {
             rollback = rollback.on_failure(OnFailure::Hold);
@@ -102,6 +106,6 @@ impl Rollback {
         let outcome = rollback.send().await.about_cvm(&self.cvm)?;
         let done = format!("back at revision {}", self.revision);
         let change = Change { cvm: &self.cvm, doing: "Rolling back", done: &done, waiting: self.waiting };
-        change.outcome(cx, outcome, false).await
+        change.outcome(cx, outcome, Approving::Here(&self.signing)).await
     }
 }

@@ -5,6 +5,7 @@ use clap::Args;
 
 use crate::commands::changes::{App, How, Machine, Visibility};
 use crate::commands::outcome::{self, Change, Waiting};
+use crate::commands::signing::Signing;
 use crate::context::Context;
 use crate::error::{AboutExt, Result};
 
@@ -16,7 +17,9 @@ use crate::error::{AboutExt, Result};
 #[command(after_help = "Examples:
   casemate cvms update web-1 --memory 4G -c app.yml   both, with one restart
   casemate cvms update web-1 -e .env                  replace the whole environment
-  casemate cvms update web-1 --vcpu 4 --dry-run       what would be done")]
+  casemate cvms update web-1 --vcpu 4 --dry-run       what would be done
+  casemate cvms update web-1 -c app.yml --private-key-file owner.key
+                                                      sign for it where a contract has to allow it")]
 pub(crate) struct Update {
     /// The CVM: its name, or any of its ids
     #[arg(value_name = "CVM")]
@@ -29,6 +32,8 @@ pub(crate) struct Update {
     machine: Machine,
     #[command(flatten)]
     visibility: Visibility,
+    #[command(flatten)]
+    signing: Signing,
     #[command(flatten)]
     how: How,
     #[command(flatten)]
@@ -60,6 +65,7 @@ struct Document {
 impl Update {
     pub(crate) async fn run(self, cx: &Context) -> Result<()> {
         let name = self.cvm.as_str();
+        self.signing.check(self.app.reads_stdin())?;
         let texts = self.app.read()?;
         let cvm = cx.client()?.cvm(name);
         let mut patch = texts.patch(cvm.patch());
@@ -94,6 +100,6 @@ impl Update {
         }
         let outcome = patch.send().await.about_cvm(name)?;
         let change = Change { cvm: name, doing: "Updating", done: "updated", waiting: self.waiting };
-        change.outcome(cx, outcome, self.how.prepare_only).await
+        change.outcome(cx, outcome, self.how.approving(&self.signing)).await
     }
 }

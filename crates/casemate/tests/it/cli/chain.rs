@@ -1,0 +1,227 @@
+//! Updates that a contract has to allow, as one party and as several, from the first command to the last.
+
+use std::io::Write;
+use std::process::{Output, Stdio};
+
+use casemate_chain::dev::ACCOUNTS;
+use serde_json::{Value, json};
+
+use super::world::{World, compose, texts};
+
+const OWNER: &str = ACCOUNTS[1].key;
+const STRANGER: &str = ACCOUNTS[2].key;
+
+/// A cloud with a CVM `web-1` whose contract belongs to [`OWNER`], and the files that commands name.
+fn cloud() -> World {
+    let world = World::on_chain();
+    world.file("owner.key", &format!("0x{OWNER}\n"));
+    world.file("stranger.key", STRANGER);
+    world.file("app.yml", &compose("nginx:1"));
+    let told = world.ok("deploy -n web-1 -c app.yml --kms base --private-key-file owner.key");
+    assert_eq!(told, "web-1 is up.\n");
+    world.file("app.yml", &compose("nginx:2"));
+    world
+}
+
+fn with_input(world: &World, line: &str, input: &str) -> Output {
+    let mut command = world.command(line);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn image(world: &World) -> String {
+    world.ok("cvms logs web-1 --tail 3")
+}
+
+/// No key is told to anybody.
+fn assert_no_key(output: &Output) {
+    let (out, err) = texts(output);
+    for key in [OWNER, STRANGER] {
+        assert!(!out.contains(key) && !err.contains(key), "{out}{err}");
+    }
+}
+
+#[test]
+fn an_owner_creates_and_updates_with_one_command_each() {
+    let world = World::on_chain();
+    world.file("owner.key", OWNER);
+    world.file("stranger.key", STRANGER);
+    world.file("app.yml", &compose("nginx:1"));
+    let refused = world.fails("deploy -n web-1 -c app.yml --kms base", 1);
+    assert!(refused.contains("web-1 needs a contract on Base (chain 8453)"), "{refused}");
+    assert!(refused.contains("hint: `--private-key-file FILE`, or PRIVATE_KEY, signs for it"), "{refused}");
+    let refused = world.fails("deploy -n web-1 -c app.yml --kms base --prepare-only", 2);
+    assert!(refused.contains("there is no CVM `web-1` yet"), "{refused}");
+
+    let output =
+        world.run("deploy -n web-1 -c app.yml -e TOKEN=s3cret --kms base --private-key-file owner.key");
+    assert_no_key(&output);
+    let (out, err) = texts(&output);
+    assert_eq!((output.status.code(), out.as_str()), (Some(0), "web-1 is up.\n"), "{err}");
+    assert!(err.contains("Having a contract made for web-1 on Base (chain 8453) at 127.0.0.1:"), "{err}");
+    assert_eq!(world.json("cvms observed web-1")["env_keys"], json!(["TOKEN"]));
+    let cvm = world.wire("GET", "/cvms/web-1", "");
+    assert_eq!(cvm["kms_info"]["chain_id"], 8453);
+
+    // Nothing to do is nothing to sign.
+    let told = world.ok("cvms update web-1 -c app.yml --private-key-file owner.key");
+    assert!(told.contains("nothing changed"), "{told}");
+    // What the contract need not know neither.
+    world.ok("cvms update web-1 --memory 4G");
+
+    world.file("app.yml", &compose("nginx:2"));
+    let refused = world.run("cvms update web-1 -c app.yml --private-key-file stranger.key");
+    assert_no_key(&refused);
+    let (out, err) = texts(&refused);
+    assert_eq!((refused.status.code(), out.as_str()), (Some(1), ""), "{err}");
+    assert!(err.contains("does not own the contract 0x"), "{err}");
+    assert!(image(&world).contains("nginx:1"));
+
+    let output = world.run("cvms update web-1 -c app.yml --private-key-file owner.key");
+    assert_no_key(&output);
+    let (out, err) = texts(&output);
+    assert!(out.starts_with("web-1 is updated. It was down for"), "{out}{err}");
+    assert!(err.contains("compose hash allowed by transaction 0x"), "{err}");
+    assert!(image(&world).contains("nginx:2"));
+
+    // The same from the variable, and from standard input.
+    world.file("app.yml", &compose("nginx:3"));
+    let output = world.command("deploy -n web-1 -c app.yml").env("PRIVATE_KEY", OWNER).output().unwrap();
+    assert_no_key(&output);
+    assert!(texts(&output).0.starts_with("web-1 is updated."), "{:?}", texts(&output));
+    world.file("app.yml", &compose("nginx:4"));
+    let output = with_input(&world, "cvms update web-1 -c app.yml --private-key-file - --json", OWNER);
+    assert_no_key(&output);
+    let ended: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(ended["status"], "succeeded");
+    // What is allowed again is signed for by nobody.
+    let told = world.ok("cvms rollback web-1 1 --private-key-file stranger.key");
+    assert!(told.starts_with("web-1 is back at revision 1."), "{told}");
+    let log = std::fs::read_to_string(world.path().join("server.log")).unwrap();
+    assert!(!log.contains(OWNER) && !log.contains(STRANGER));
+}
+
+#[test]
+fn a_key_on_the_command_line_is_refused_before_anything_is_sent() {
+    let world = World::empty();
+    for line in
+        ["deploy", "cvms update web-1 -c app.yml", "cvms rollback web-1 1", "approvals commit 0198c1d2"]
+    {
+        let refused = world.run(&format!("{line} --private-key {OWNER}"));
+        assert_no_key(&refused);
+        let (_, err) = texts(&refused);
+        assert_eq!(refused.status.code(), Some(2), "{line}: {err}");
+        assert!(err.contains("`--private-key-file FILE` reads it from a file"), "{line}: {err}");
+    }
+}
+
+#[test]
+fn what_waits_is_listed_shown_signed_elsewhere_and_committed() {
+    let world = cloud();
+    let waits = world.run("cvms update web-1 -c app.yml --json");
+    let body: Value = serde_json::from_slice(&waits.stdout).unwrap();
+    assert_eq!(body["error_code"], "ERR-01-005");
+    let waits = world.run("cvms update web-1 -c app.yml");
+    let (out, err) = texts(&waits);
+    assert_eq!(waits.status.code(), Some(1), "{out}{err}");
+    for field in ["compose hash  0x", "device        0x", " on Base (chain 8453)"] {
+        assert!(out.contains(field), "{field}: {out}");
+    }
+    assert!(err.contains("error: web-1 is not updated yet"), "{err}");
+    let listed = world.json("approvals list");
+    let waiting = listed["items"][0].clone();
+    let id = waiting["id"].as_str().unwrap();
+    let hash = waiting["compose_hash"].as_str().unwrap();
+    for way in ["--private-key-file FILE", "safe-batch", "calldata", "auto-commit"] {
+        assert!(err.contains(way), "{way}: {err}");
+    }
+    assert!(err.contains(&format!("casemate approvals commit {id}")), "{err}");
+
+    assert!(world.ok("approvals list").contains("web-1"));
+    let shown = world.ok(&format!("approvals show {id}"));
+    for line in ["-     image: nginx:1", "+     image: nginx:2", "custody"] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    let text = world.ok(&format!("approvals show {id} --app-compose"));
+    let file = world.file("app-compose.json", &text);
+    let sum = std::process::Command::new("sha256sum").arg(file).output().unwrap();
+    assert!(texts(&sum).0.starts_with(hash), "anybody can check what is hashed");
+
+    let calls = world.json(&format!("approvals calldata {id}"));
+    assert_eq!(calls.as_array().unwrap().len(), 1, "the device is allowed already");
+    assert_eq!(calls[0]["data"], format!("0xdfc77223{hash}"));
+    let (app, batch) =
+        (waiting["app_id"].as_str().unwrap(), world.json(&format!("approvals safe-batch {id}")));
+    let line = format!("approvals safe-batch --app-id {app} --compose-hash {hash} --chain-id 8453");
+    let own = world.json(&line);
+    assert_eq!(batch["transactions"], own["transactions"]);
+    assert_eq!((&batch["chainId"], &own["chainId"]), (&json!("8453"), &json!("8453")));
+
+    // Not allowed yet: nothing runs, and the approval stays.
+    let refused = world.fails(&format!("approvals commit {id}"), 1);
+    assert!(refused.contains("allow"), "{refused}");
+    let refused = world.fails(&format!("approvals commit {id} --private-key-file stranger.key"), 1);
+    assert!(refused.contains("does not own the contract"), "{refused}");
+    let told = world.ok(&format!("approvals commit {id} --private-key-file owner.key"));
+    assert!(told.starts_with("web-1 is updated."), "{told}");
+    assert!(image(&world).contains("nginx:2"));
+    assert!(world.fails(&format!("approvals commit {id}"), 1).contains("error: "));
+    assert_eq!(world.json("approvals list --state committed")["items"][0]["id"], id);
+}
+
+#[test]
+fn somebody_with_a_link_signs_and_commits_without_an_account() {
+    let world = cloud();
+    let prepared = world.json("cvms update web-1 -c app.yml --prepare-only");
+    let link =
+        prepared["details"].as_array().unwrap().iter().find(|one| one["field"] == "commit_url").unwrap();
+    let link = link["value"].as_str().unwrap().replace("localhost", "127.0.0.1");
+    // Somewhere else, where no server is known.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let stranger = |line: &str| {
+        let mut command = world.command(line);
+        command.current_dir(elsewhere.path()).env("HOME", elsewhere.path()).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(link.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let shown = texts(&stranger("approvals show -"));
+    assert!(shown.0.contains("+     image: nginx:2"), "{shown:?}");
+    let key = world.path().join("owner.key");
+    let committed = stranger(&format!("approvals commit - --private-key-file {}", key.display()));
+    assert_no_key(&committed);
+    let (out, err) = texts(&committed);
+    assert_eq!(committed.status.code(), Some(0), "{out}{err}");
+    assert!(out.contains("follow it with"), "{out}");
+    world.ok("cvms watch web-1");
+    let used = stranger("approvals commit -");
+    assert_eq!(used.status.code(), Some(1));
+    let token = link.split_once('#').unwrap().1;
+    for output in [&committed, &used] {
+        let (out, err) = texts(output);
+        assert!(!out.contains(token) && !err.contains(token), "{out}{err}");
+    }
+}
+
+#[test]
+fn an_update_is_left_to_the_server_or_called_off() {
+    let world = cloud();
+    let left = world.run("cvms update web-1 -c app.yml --auto-commit");
+    let (out, err) = texts(&left);
+    assert_eq!(left.status.code(), Some(0), "{out}{err}");
+    assert!(err.contains("nothing: the server updates web-1 once it is allowed"), "{err}");
+    let id = world.json("approvals list")["items"][0]["id"].as_str().unwrap().to_owned();
+    assert!(world.ok("approvals list").contains("committed by the server once it is allowed"));
+    assert_eq!(world.json(&format!("approvals auto-commit {id} --off"))["auto_commit"], false);
+    assert!(world.ok(&format!("approvals auto-commit {id}")).contains("updated by the server"));
+    let asked = world.fails(&format!("approvals cancel {id}"), 2);
+    assert!(asked.contains("--yes"), "{asked}");
+    let told = world.ok(&format!("approvals cancel {id} --yes"));
+    assert!(told.contains("is cancelled"), "{told}");
+    assert!(texts(&world.run("approvals list")).1.contains("Nothing waits for a yes."));
+    assert!(image(&world).contains("nginx:1"));
+    let unknown = world.fails("approvals show 0198c1d2", 1);
+    assert!(unknown.contains("`casemate approvals list` shows those that there are"), "{unknown}");
+}
