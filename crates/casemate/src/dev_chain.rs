@@ -196,6 +196,8 @@ impl Ready {
             text.push_str(&format!(
                 "\n  Account    {} with test money, its key in {} as PRIVATE_KEY (a published test key: worth nothing elsewhere)\
                  \n  Multisig   {}, two of {owners}\n\nRehearse an update that a contract has to allow:\n  . {}\n  \
+                 casemate deploy -n web-one -c docker-compose.yml --kms {kind}   # the second time it is an update\n  \
+                 casemate deploy -n web-one -c docker-compose.yml --prepare-only # prints the page to approve it on\nThe same with the official command:\n  \
                  phala deploy -n web-one -c docker-compose.yml --kms {kind} --rpc-url \"$ETH_RPC_URL\" --private-key \"$PRIVATE_KEY\"\n  \
                  casemate cvms watch web-one   # ends when it runs; before that it takes no update\n  \
                  phala deploy --cvm-id web-one -c docker-compose.yml --prepare-only   # prints the page to approve it on",

@@ -139,10 +139,9 @@ impl Deploy {
                 "the server names neither an app nor the key service that has a contract",
             ));
         };
-        let what =
-            format!("{name} needs a contract on {}, which whoever signs for it owns.", chain_name(chain_id));
-        let Some(wallet) = self.signing.wallet(cx, &what)? else {
-            return Err(Failure::failed(format!("{name} is not created: {what}"))
+        let what = format!("a contract on {}, which whoever signs for it owns", chain_name(chain_id));
+        let Some(wallet) = self.signing.wallet(cx, &format!("{name} needs {what}."))? else {
+            return Err(Failure::failed(format!("{name} is not created: it needs {what}"))
                 .hint(format!("`--private-key-file FILE`, or {PRIVATE_KEY_VAR}, signs for it")));
         };
         let network = self.signing.network(cx, kms)?;

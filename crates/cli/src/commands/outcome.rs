@@ -118,7 +118,13 @@ impl Change<'_> {
         };
         let ended = progress::follow(cx, operation, &title).await.about_cvm(self.cvm)?;
         match ended {
-            Some(ended) => cx.out.result(&ended, |ended| self.sentence(ended)),
+            Some(ended) => {
+                cx.out.result(&ended, |ended| self.sentence(ended))?;
+                if let Some(text) = ended.revocation.as_ref().and_then(superseded) {
+                    cx.out.note(&text);
+                }
+                Ok(())
+            }
             None if cx.out.is_json() => match operation.cvm() {
                 // Gone, if it was deleted.
                 Some(cvm) => match cvm.get().await {
@@ -161,6 +167,16 @@ impl Change<'_> {
             None => format!("{} is {}.", self.cvm, self.done),
         }
     }
+}
+
+/// What an update took out of use and a contract still allows.
+fn superseded(revocation: &wire::Revocation) -> Option<String> {
+    let (call, hash) = (revocation.calls.first()?, revocation.compose_hashes.first()?);
+    Some(format!(
+        "The contract still lets the old compose hash boot. To take it back:\n  \
+         casemate approvals calldata --remove --app-id {} --compose-hash {hash}",
+        call.to
+    ))
 }
 
 /// Shows what would be done.
@@ -213,7 +229,8 @@ fn needed_text(ask: &Ask) -> String {
         ("on chain", status),
         ("approval", ask.approval_id.clone()),
         ("link to share", ask.commit_url.clone()),
-        ("token", ask.commit_token.clone()),
+        // The link holds it.
+        ("token", ask.commit_token.clone().filter(|_| ask.commit_url.is_none())),
     ])
 }
 

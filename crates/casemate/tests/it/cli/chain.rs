@@ -50,7 +50,7 @@ fn an_owner_creates_and_updates_with_one_command_each() {
     world.file("stranger.key", STRANGER);
     world.file("app.yml", &compose("nginx:1"));
     let refused = world.fails("deploy -n web-1 -c app.yml --kms base", 1);
-    assert!(refused.contains("web-1 needs a contract on Base (chain 8453)"), "{refused}");
+    assert!(refused.contains("web-1 is not created: it needs a contract on Base (chain 8453)"), "{refused}");
     assert!(refused.contains("hint: `--private-key-file FILE`, or PRIVATE_KEY, signs for it"), "{refused}");
     let refused = world.fails("deploy -n web-1 -c app.yml --kms base --prepare-only", 2);
     assert!(refused.contains("there is no CVM `web-1` yet"), "{refused}");
@@ -84,6 +84,11 @@ fn an_owner_creates_and_updates_with_one_command_each() {
     let (out, err) = texts(&output);
     assert!(out.starts_with("web-1 is updated. It was down for"), "{out}{err}");
     assert!(err.contains("compose hash allowed by transaction 0x"), "{err}");
+    // What it replaced can be forbidden, by whoever owns the contract.
+    let remove = err.lines().find_map(|line| line.trim().strip_prefix("casemate ")).unwrap();
+    let calls = world.json(remove);
+    let before = &world.json("cvms revisions web-1")["items"][1]["compose_hash"];
+    assert_eq!(calls[0]["data"], format!("0x67b3f22c{}", before.as_str().unwrap()));
     assert!(image(&world).contains("nginx:2"));
 
     // The same from the variable, and from standard input.
@@ -161,7 +166,7 @@ fn what_waits_is_listed_shown_signed_elsewhere_and_committed() {
 
     // Not allowed yet: nothing runs, and the approval stays.
     let refused = world.fails(&format!("approvals commit {id}"), 1);
-    assert!(refused.contains("allow"), "{refused}");
+    assert!(refused.contains("hint: `--private-key-file FILE` signs for it"), "{refused}");
     let refused = world.fails(&format!("approvals commit {id} --private-key-file stranger.key"), 1);
     assert!(refused.contains("does not own the contract"), "{refused}");
     let told = world.ok(&format!("approvals commit {id} --private-key-file owner.key"));

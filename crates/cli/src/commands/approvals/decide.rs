@@ -1,5 +1,6 @@
 //! `casemate approvals commit`, `cancel` and `auto-commit`.
 
+use casemate_sdk::Error;
 use casemate_sdk::chain::Registered;
 use clap::Args;
 
@@ -55,7 +56,11 @@ impl Commit {
                     .map_err(|error| registered_all_the_same(error.into(), &registered, &detail.approval.id))
             }
             (None, Some(tx)) => approval.commit(tx).await.map_err(Failure::from),
-            (None, None) => approval.commit("already-registered").await.map_err(Failure::from),
+            (None, None) => approval.commit("already-registered").await.map_err(|error| {
+                let unsigned = matches!(error, Error::NotProven(_));
+                let failure = Failure::from(error);
+                if unsigned { failure.hint("`--private-key-file FILE` signs for it") } else { failure }
+            }),
         };
         let operation = committed.about(About::Approval)?;
         let change = match detail.approval.purpose.as_str() {
