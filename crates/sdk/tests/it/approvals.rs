@@ -2,6 +2,7 @@
 
 use casemate_sdk::env::EnvVar;
 use casemate_sdk::{Ask, Client, Error, PatchOutcome, seal};
+use futures_util::TryStreamExt;
 use serde_json::json;
 
 use crate::support::{HASH, OP, Reply, Server, accepted, approval};
@@ -127,4 +128,80 @@ async fn both_steps_of_a_compose_file_have_their_routes() {
     assert_eq!(asked[0].json(), json!({ "docker_compose_file": "services: {}\n", "update_env_vars": true }));
     assert_eq!(asked[1].line(), "PATCH /cvms/web-1/compose_file");
     assert_eq!(asked[1].json(), json!({ "compose_hash": HASH, "env_keys": ["A"], "transaction_hash": TX }));
+}
+
+fn waiting(id: &str) -> serde_json::Value {
+    json!({
+        "id": id, "cvm_id": "cvm_x8Kq2Lm9", "cvm_name": "web-1", "purpose": "update", "state": "open",
+        "compose_hash": HASH, "app_id": "3f1c0a9b7d5e4c2a8b6d0e1f2a3b4c5d6e7f8091", "author": "me", "auto_commit": false,
+        "created_at": "2026-02-03T10:00:00.000000Z", "expires_at": "2026-02-10T10:00:00.000000Z",
+    })
+}
+
+#[tokio::test]
+async fn what_waits_is_listed_page_by_page() {
+    let page =
+        |id, next: Option<&str>| Reply::json(200, json!({ "items": [waiting(id)], "next_cursor": next }));
+    let server = Server::casemate([page("a", Some("c1")), page("b", None)]).await;
+    let list = server.client().approvals().cvm("web-1").state("open").limit(1);
+    let all: Vec<_> = list.stream().try_collect().await.unwrap();
+    assert_eq!(all.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(
+        server.lines(),
+        [
+            "GET /approvals?cvm=web-1&state=open&limit=1",
+            "GET /approvals?cvm=web-1&state=open&limit=1&cursor=c1"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn an_approval_is_decided_by_its_id_or_its_token() {
+    let server = Server::casemate([
+        Reply::json(200, waiting("a")),
+        Reply::json(200, waiting("a")),
+        accepted(),
+        accepted(),
+    ])
+    .await;
+    let approval = server.client().approval("a");
+    approval.cancel().await.unwrap();
+    approval.auto_commit(false).await.unwrap();
+    assert_eq!(approval.commit(TX).await.unwrap().id().unwrap().to_string(), OP);
+    let anyone = Client::anonymous(server.url()).unwrap().approval("a").token("ct_secret");
+    anyone.commit("").await.unwrap();
+    assert!(!format!("{anyone:?}").contains("secret"));
+    assert_eq!(
+        server.lines(),
+        [
+            "POST /approvals/a/cancel",
+            "POST /approvals/a/auto-commit",
+            "POST /approvals/a/commit",
+            "POST /approvals/a/commit"
+        ]
+    );
+    let asked = server.asked();
+    assert_eq!(asked[1].json(), json!({ "enabled": false }));
+    assert_eq!(asked[2].json(), json!({ "transaction_hash": TX }));
+    assert_eq!(asked[2].header("authorization"), None);
+    assert_eq!(
+        (asked[3].header("authorization"), asked[3].header("x-api-key")),
+        (Some("Bearer ct_secret"), None)
+    );
+
+    let error = server.client().approval("a").commit("0x12").await.unwrap_err();
+    assert_eq!(error.fields()[0].field(), "transaction_hash");
+    let other = Server::other([]).await;
+    let error = other.client().approval("a").cancel().await.unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+    let error = other.client().cvm("web-1").patch().vcpu(2).auto_commit().send().await.unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+    assert!(other.asked().is_empty(), "it would have run the update at once");
+}
+
+#[tokio::test]
+async fn a_patch_asks_the_server_to_commit_by_itself() {
+    let server = Server::casemate([accepted()]).await;
+    let _ = server.client().cvm("web-1").patch().vcpu(2).auto_commit().send().await.unwrap();
+    assert_eq!(server.only().header("x-auto-commit"), Some("true"));
 }

@@ -21,6 +21,9 @@ fn every_future_and_stream_is_send() {
     is_send(client.operations().send());
     is_send(client.operations().stream());
     is_send(client.audit().stream());
+    is_send(client.approvals().stream());
+    is_send(client.approval("a").get());
+    is_send(client.approval("a").commit(""));
     is_send(client.status_batch([]));
     is_send(client.refresh_instance_ids(["web-1"]).send());
     is_send(client.look_up_instance_ids(&Default::default()));

@@ -1,5 +1,7 @@
 //! Each call, and each reason for not sending one.
 
+use std::sync::atomic::Ordering;
+
 use casemate_chain::Action;
 use casemate_chain::dev::ACCOUNTS;
 use casemate_sdk::chain::{Devices, Error, NewApp, Prerequisites, checksummed};
@@ -182,14 +184,18 @@ async fn what_the_node_named_with_a_key_in_its_address_is_told_without_it() {
 #[tokio::test]
 async fn a_transaction_waits_for_the_blocks_on_top_of_it() {
     let world = World::start().await;
-    let (network, owner) = (world.network(), wallet(OWNER));
-    let call = network.add_compose_hash(&owner, world.app, NEXT).confirmations(3);
+    let (_proxy, network, shown) = world.watched().await;
+    let call = network.add_compose_hash(&wallet(OWNER), world.app, NEXT).confirmations(3);
     let waiting = tokio::spawn(call.send());
     while !network.check_compose_hash_allowed(world.app, NEXT).await.unwrap() {
         tokio::task::yield_now().await;
     }
     world.call("anvil_mine", json!(["0x1"])).await;
-    assert!(!waiting.is_finished());
+    let looked = shown.load(Ordering::SeqCst);
+    while shown.load(Ordering::SeqCst) < looked + 2 {
+        assert!(!waiting.is_finished(), "two blocks are not three");
+        tokio::task::yield_now().await;
+    }
     world.call("anvil_mine", json!(["0x1"])).await;
     let added = waiting.await.unwrap().unwrap();
     assert_ne!(added.transaction_hash, TxHash([0; 32]));
