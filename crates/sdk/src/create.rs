@@ -338,8 +338,8 @@ impl Deploy {
     /// Provisions, has the app's contract made if there is to be one, seals the environment variables and creates.
     ///
     /// # Errors
-    /// Those of [`provision`](Self::provision) and [`create`](Self::create); [`Error::Unsupported`] for an app whose contract
-    /// has to be made first, if there is no wallet; with one, `Error::Chain`.
+    /// Those of [`provision`](Self::provision) and [`create`](Self::create); [`Error::Invalid`] for an app whose contract has to
+    /// be made first, if there is no wallet; with one, `Error::Chain`.
     pub async fn send(self) -> Result<Operation> {
         let provision = self.provision().await?;
         if provision.app_id.is_some() {
@@ -350,8 +350,8 @@ impl Deploy {
             let contract = self.make_contract(&provision, wallet, network.clone()).await?;
             return self.create(provision, Some((&contract).into())).await;
         }
-        let base_url = self.client.base_url().to_owned();
-        Err(Error::Unsupported { what: "an app without a contract to be deployed", base_url })
+        let text = "the app needs a contract first, and a wallet that signs for it: feature `chain`, `Deploy::wallet`";
+        Err(Error::invalid(vec![FieldError::body("wallet", "missing", text)]))
     }
 
     /// The step in between, where the key service has a contract: has one made for the app that allows what was provisioned.

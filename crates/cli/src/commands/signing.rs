@@ -95,7 +95,7 @@ impl Signing {
         let unreadable = |error: std::io::Error| Failure::usage(format!("cannot read the key: {error}"));
         let term = console::Term::stderr();
         term.write_line(what_for).map_err(unreadable)?;
-        term.write_str("Private key to sign with (not shown; empty for somebody else signs): ")
+        term.write_str("Private key to sign with (not shown; empty if somebody else signs): ")
             .map_err(unreadable)?;
         let text = Zeroizing::new(term.read_secure_line().map_err(unreadable)?);
         if text.trim().is_empty() {

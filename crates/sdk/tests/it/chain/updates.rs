@@ -112,7 +112,7 @@ async fn a_new_app_gets_its_contract_along_the_way() {
 
     let server = Server::casemate([Reply::json(200, provision)]).await;
     let error = server.client().deploy("web-1", "services: {}\n").kms_id("base").send().await.unwrap_err();
-    assert!(matches!(error, casemate_sdk::Error::Unsupported { .. }), "{error:?}");
+    assert_eq!(error.fields()[0].field(), "wallet");
 }
 
 #[test]
