@@ -108,7 +108,7 @@ fn on_failure(text: &str) -> Result<OnFailure, &'static str> {
 }
 
 /// The texts behind the options, read.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Texts {
     pub(crate) compose: Option<String>,
     /// The whole environment, if it is replaced.
@@ -251,11 +251,11 @@ impl Visibility {
 
 impl How {
     /// What follows if a contract has to allow it first.
-    pub(crate) fn approving<'a>(&self, signing: &'a Signing) -> Approving<'a> {
+    pub(crate) fn approving<'a>(&self, signing: &'a Signing, typed: &'a Texts) -> Approving<'a> {
         match (self.prepare_only, self.auto_commit) {
             (true, _) => Approving::ByOthers,
             (false, true) => Approving::ByServer,
-            (false, false) => Approving::Here(signing),
+            (false, false) => Approving::Here(signing, Some(typed)),
         }
     }
 

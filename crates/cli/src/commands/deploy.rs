@@ -229,7 +229,7 @@ impl Deploy {
         }
         let outcome = patch.send().await.about_cvm(name)?;
         let change = Change { cvm: name, doing: "Updating", done: "updated", waiting: self.waiting };
-        change.outcome(cx, outcome, self.how.approving(&self.signing)).await
+        change.outcome(cx, outcome, self.how.approving(&self.signing, texts)).await
     }
 }
 

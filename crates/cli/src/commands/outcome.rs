@@ -6,7 +6,8 @@ use casemate_sdk::wire::{self, DryRun, PlanKind};
 use casemate_sdk::{Ask, Operation, PatchOutcome};
 use clap::Args;
 
-use super::approvals::ways as approval_ways;
+use super::approvals::{before_signing, ways as approval_ways};
+use super::changes::Texts;
 use super::signing::{Signing, chain_name, note_registered, note_signing};
 use crate::context::Context;
 use crate::error::{AboutExt, Failure, Result};
@@ -42,8 +43,8 @@ pub(crate) enum Approving<'a> {
     ByOthers,
     /// The server was told to watch the contract.
     ByServer,
-    /// Whoever typed the command may sign.
-    Here(&'a Signing),
+    /// Whoever typed the command may sign, for what was typed.
+    Here(&'a Signing, Option<&'a Texts>),
 }
 
 /// A change of a CVM, in the words of one command.
@@ -74,11 +75,14 @@ impl Change<'_> {
             }
             PatchOutcome::NeedsApproval(ask) => ask,
         };
-        if let Approving::Here(signing) = approving {
+        if let Approving::Here(signing, typed) = approving {
             let contract = checksummed(ask.app_id);
             let what =
                 format!("The contract {contract} has to allow the new compose hash 0x{}.", ask.compose_hash);
             if let Some(wallet) = signing.wallet(cx, &what)? {
+                if let Some(id) = &ask.approval_id {
+                    before_signing(&cx.client()?.approval(id).get().await?, typed)?;
+                }
                 return self.signed(cx, &ask, &wallet, signing).await;
             }
         }

@@ -58,6 +58,9 @@ impl Registered {
 impl Ask {
     /// Registers the compose hash, and the device if it is not allowed either, as the owner of the app's contract, and runs the
     /// update.
+    ///
+    /// The hash is the one that the server named. Who does not trust the server compares it first with the text that
+    /// [`Approval::get`](crate::Approval::get) shows.
     pub fn register_with<'a>(&'a self, wallet: &'a Wallet) -> Register<'a> {
         Register { ask: self, wallet, network: None }
     }

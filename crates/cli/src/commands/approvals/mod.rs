@@ -5,8 +5,10 @@ mod decide;
 mod list;
 mod named;
 mod show;
+mod verify;
 
 pub(crate) use show::ways;
+pub(crate) use verify::before_signing;
 
 use clap::{Args, Subcommand};
 

@@ -5,6 +5,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::named::Which;
+use super::verify::shown;
 use crate::commands::cvms::line_diff;
 use crate::commands::signing::chain_name;
 use crate::context::Context;
@@ -35,6 +36,11 @@ impl Show {
             return cx.out.bytes(detail.app_compose.as_deref().unwrap_or_default().as_bytes());
         }
         cx.out.result(&detail, text)?;
+        if detail.app_compose.is_some() && shown(&detail).is_none() {
+            cx.out.warning(
+                "the text that the server shows does not have this compose hash: do not sign for it",
+            );
+        }
         if !cx.out.is_json() && detail.approval.state == ApprovalState::Open {
             cx.out.note(&format!("\n{}", next(&detail)));
         }

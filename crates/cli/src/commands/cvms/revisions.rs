@@ -106,6 +106,6 @@ impl Rollback {
         let outcome = rollback.send().await.about_cvm(&self.cvm)?;
         let done = format!("back at revision {}", self.revision);
         let change = Change { cvm: &self.cvm, doing: "Rolling back", done: &done, waiting: self.waiting };
-        change.outcome(cx, outcome, Approving::Here(&self.signing)).await
+        change.outcome(cx, outcome, Approving::Here(&self.signing, None)).await
     }
 }
