@@ -100,7 +100,8 @@ pub enum Devices {
 }
 
 impl Network {
-    /// Allows a compose hash: what has it can boot and gets the app's keys. Allowing one again changes nothing.
+    /// Allows a compose hash: what has it can boot and gets the app's keys. Allowing one again changes nothing. Takes
+    /// about 55,000 units of gas. [`Transact`] has an example.
     #[doc(alias = "addComposeHash")]
     pub fn add_compose_hash(
         &self,
@@ -137,6 +138,17 @@ impl Network {
     }
 
     /// Allows a device.
+    ///
+    /// ```no_run
+    /// # async fn example(network: casemate_sdk::chain::Network) -> casemate_sdk::Result<()> {
+    /// let wallet = casemate_sdk::chain::Wallet::from_file("owner.key")?;
+    /// let (app, device) = ("0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", "cd".repeat(32));
+    /// network.add_device(&wallet, app, &device).send().await?;
+    /// network.remove_device(&wallet, app, &device).send().await?;
+    /// network.set_allow_any_device(&wallet, app, false).send().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "addDevice")]
     pub fn add_device(
         &self,
@@ -198,7 +210,20 @@ impl Network {
         Transact::new(self, wallet, plan)
     }
 
-    /// Has the contract of a key service make one for a new app, which the wallet then owns.
+    /// Has the contract of a key service make one for a new app, which the wallet then owns. Takes about 260,000 units of gas.
+    ///
+    /// ```no_run
+    /// # async fn example(hash: casemate_sdk::ids::ComposeHash) -> casemate_sdk::Result<()> {
+    /// use casemate_sdk::chain::{Devices, Network, NewApp, Wallet};
+    ///
+    /// let wallet = Wallet::from_file("owner.key")?;
+    /// let kms_contract = "0xe7f1725E7734CE288F8367e1Bb143E90bb3F0512";
+    /// let app = NewApp { compose_hash: Some(hash), devices: Devices::Any };
+    /// let made = Network::new(8453)?.deploy_app_auth(&wallet, kms_contract, app).send().await?;
+    /// println!("app {} for {} units of gas", made.app_id, made.gas_used);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "deployAppAuth")]
     pub fn deploy_app_auth(
         &self,

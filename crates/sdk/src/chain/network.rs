@@ -199,6 +199,16 @@ impl Network {
 
     /// Who owns an app's contract, and which of these devices it allows. A contract cannot list what it allows.
     ///
+    /// ```no_run
+    /// # async fn example(device: casemate_sdk::ids::DeviceId) -> casemate_sdk::Result<()> {
+    /// let base = casemate_sdk::chain::Network::new(8453)?;
+    /// let app = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed";
+    /// let allowed = base.get_allowed_devices(app, [device]).await?;
+    /// println!("owned by 0x{}, any device: {}", allowed.owner, allowed.allow_any_device);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// Those of [`check_compose_hash_allowed`](Self::check_compose_hash_allowed).
     #[doc(alias = "getAllowedDevices")]
