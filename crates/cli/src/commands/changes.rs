@@ -8,9 +8,9 @@ use casemate_sdk::types::compose::{ComposeDoc, Flag};
 use casemate_sdk::types::patch::{GpuPatch, OnFailure};
 use clap::Args;
 
-use crate::context::Context;
 use super::outcome::Approving;
 use super::signing::Signing;
+use crate::context::Context;
 use crate::error::Result;
 use crate::value::{Disk, EnvArg, Gpus, Input, Memory, read_env, read_file};
 
