@@ -55,14 +55,14 @@ impl Dev {
         }
         let clock = Clock::system();
         let mut config = Config { dev: true, public_url: String::new(), ..Config::default() };
-        let chain = self.chain.open(&self.data, &mut config).await?;
+        let mut chain = self.chain.open(&self.data, &mut config).await?;
         let server =
             start(&self.data, self.listen, &self.nodes, clock.clone(), config, Durability::Full).await?;
         let url = server.url();
         let env = self.data.join("dev.env");
         let key = dev_key(&server, &clock, &env).await?;
         let (mut more, mut told) = (String::new(), String::new());
-        if let Some(chain) = &chain {
+        if let Some(chain) = &mut chain {
             chain.allow_images(&server.app).await?;
             (more, told) = (chain.env(), chain.told(&env));
         }

@@ -1,16 +1,21 @@
 //! The chain of `casemate dev`: one that already runs, or an anvil of its own with our contracts on it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use casemate_chain::dev::{ACCOUNTS, Anvil, DevChain, find_anvil};
-use casemate_chain::{RpcUrl, checksummed};
+use casemate_chain::{Node, RpcUrl, checksummed};
 use casemate_server::app::App;
 use casemate_server::config::{ChainConfig, Config, ContractKms};
 use casemate_server::error::Source;
-use casemate_types::ids::Address;
+use casemate_types::ids::{Address, ComposeHash};
 use clap::Args;
 use serde_json::{Value, json};
+
+/// How long a node may take to say which chain it is of.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Options of `casemate dev` about a chain.
 #[derive(Args)]
@@ -55,6 +60,8 @@ pub(crate) struct Ready {
     chain: DevChain,
     kms: ContractKms,
     wallet: Option<Address>,
+    /// OS images that the contract does not allow: hash and name.
+    forbidden: Vec<String>,
     _anvil: Option<Anvil>,
 }
 
@@ -74,7 +81,7 @@ impl ChainOptions {
                 );
             }
             (Which::At(url), Some(contract)) => {
-                let id = chain_id(&DevChain::new(0, url.clone())).await?;
+                let id = Node::chain_at(url.clone(), PATIENCE).await?;
                 let chain = DevChain::new(id, url.clone());
                 if !has_code(&chain, contract).await? {
                     return Err(format!("there is no contract at 0x{contract} on chain {id}").into());
@@ -105,7 +112,7 @@ impl ChainOptions {
             public_rpc_url: Some(chain.url()),
             blocks_on_demand: true,
         });
-        Ok(Some(Ready { chain, kms, wallet: contracts.1, _anvil: anvil }))
+        Ok(Some(Ready { chain, kms, wallet: contracts.1, forbidden: Vec::new(), _anvil: anvil }))
     }
 
     async fn anvil(&self, data: &Path) -> Result<Anvil, Source> {
@@ -140,32 +147,26 @@ async fn contracts(chain: &DevChain, data: &Path) -> Result<(Address, Option<Add
     Ok((made.kms, Some(made.wallet)))
 }
 
-async fn chain_id(chain: &DevChain) -> Result<u64, Source> {
-    let answer = chain.call("eth_chainId", json!([])).await?;
-    let digits = answer.as_str().and_then(|text| text.strip_prefix("0x")).unwrap_or_default();
-    u64::from_str_radix(digits, 16).map_err(|_| "the node does not say which chain it is of".into())
-}
-
 async fn has_code(chain: &DevChain, at: Address) -> Result<bool, Source> {
     let code = chain.call("eth_getCode", json!([format!("0x{at}"), "latest"])).await?;
     Ok(code.as_str().is_some_and(|code| code.len() > 2))
 }
 
 impl Ready {
-    /// Lets the key service's contract, if it is ours, allow the OS images of all nodes.
-    pub(crate) async fn allow_images(&self, app: &App) -> Result<(), Source> {
-        if self.wallet.is_none() {
-            return Ok(());
-        }
-        let mut seen = std::collections::BTreeSet::new();
-        for node in app.nodes.values() {
-            for image in &node.facts().images {
-                let Ok(hash) = image.os_image_hash.parse::<casemate_types::ids::ComposeHash>() else {
-                    continue;
-                };
-                if seen.insert(hash) {
-                    self.chain.allow_os_image(self.kms.address(), hash.0).await?;
-                }
+    /// Has the key service's contract, if it is ours, allow the OS images of all nodes. Notes those that it does not allow.
+    pub(crate) async fn allow_images(&mut self, app: &App) -> Result<(), Source> {
+        let images: BTreeMap<String, String> = app
+            .nodes
+            .values()
+            .flat_map(|node| node.facts().images.clone())
+            .map(|image| (image.os_image_hash, image.name))
+            .collect();
+        for (hex, name) in images {
+            let Ok(hash) = hex.parse::<ComposeHash>() else { continue };
+            if self.wallet.is_some() {
+                self.chain.allow_os_image(self.kms.address(), hash.0).await?;
+            } else if !self.chain.allows_os_image(self.kms.address(), hash.0).await? {
+                self.forbidden.push(format!("0x{hex}  {name}"));
             }
         }
         Ok(())
@@ -205,6 +206,13 @@ impl Ready {
                 env.display(),
                 checksummed(wallet),
                 env.display()
+            ));
+        }
+        if !self.forbidden.is_empty() {
+            text.push_str(&format!(
+                "\n\nThe contract does not allow these OS images. A machine boots with one once the contract's owner has called \
+                 addOsImageHash with its hash:\n  {}",
+                self.forbidden.join("\n  ")
             ));
         }
         text

@@ -72,6 +72,19 @@ impl Node {
         Self { endpoint: Endpoint::new(&config, url), chain_id }
     }
 
+    /// The chain that the node at this address speaks for. The exchange may take `timeout`.
+    ///
+    /// # Errors
+    /// [`NodeError::Failed`].
+    pub async fn chain_at(url: RpcUrl, timeout: Duration) -> Result<u64, NodeError> {
+        // No chain has the number 0, so whichever it is, it is another one.
+        match Self::new(0, url, timeout).call("eth_chainId", Value::Array(Vec::new())).await {
+            Ok(_) => Ok(0),
+            Err(NodeError::OtherChain { found, .. }) => Ok(found),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The chain.
     pub fn chain_id(&self) -> u64 {
         self.chain_id

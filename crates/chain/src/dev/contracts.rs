@@ -33,6 +33,7 @@ sol! {
     interface Factory {
         function deployAndRegisterApp(address owner, bool disableUpgrades, bool allowAnyDevice, bytes32 deviceId, bytes32 composeHash) returns (address);
         function addOsImageHash(bytes32 osImageHash);
+        function allowedOsImages(bytes32 osImageHash) view returns (bool);
         function setGatewayAppId(string appId);
     }
 
@@ -249,6 +250,14 @@ impl DevChain {
     pub async fn allow_os_image(&self, kms: Address, os_image: [u8; 32]) -> Result<TxHash, Error> {
         let call = Factory::addOsImageHashCall { osImageHash: os_image.into() };
         self.send(ACCOUNTS[0].address, kms, &call.abi_encode()).await
+    }
+
+    /// Does a key service's contract allow an OS image?
+    pub async fn allows_os_image(&self, kms: Address, os_image: [u8; 32]) -> Result<bool, Error> {
+        let call = Factory::allowedOsImagesCall { osImageHash: os_image.into() }.abi_encode();
+        let asked = json!([{ "to": hex(kms), "data": hex::encode_prefixed(call) }, "latest"]);
+        let Fixed::<32>(word) = self.typed("eth_call", asked).await?;
+        Ok(word != [0; 32])
     }
 
     /// Makes an app's contract through the factory, as clients do, and says which transaction did it. The owner may be a
