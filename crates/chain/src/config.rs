@@ -32,7 +32,7 @@ pub struct ChainConfig {
     /// An endpoint whose newest block is older than this is not believed. None: any age, for chains that make a block only
     /// when there is something to put in it.
     pub max_head_age: Option<Duration>,
-    /// Nor is one whose newest block is more blocks than this behind the newest that any endpoint has shown.
+    /// Nor is one whose newest block is more blocks than this behind the one that most endpoints have reached.
     pub max_lag_blocks: u64,
     /// How many blocks one query for logs covers. Nodes refuse more than they like, often 2,000 or 10,000; a refused query
     /// is repeated for half as many.
@@ -52,8 +52,8 @@ impl ChainConfig {
             poll_every: Duration::from_secs(1),
             batch_calls: 100,
             max_answer_bytes: 8 << 20,
-            max_head_age: Some(Duration::from_secs(300)),
-            max_lag_blocks: 50,
+            max_head_age: Some(Duration::from_secs(120)),
+            max_lag_blocks: 20,
             log_blocks: 2000,
         }
     }

@@ -33,6 +33,8 @@ struct Script {
     blocks: u64,
     timestamp: u64,
     down: bool,
+    odd: HashSet<AppId>,
+    shallow: HashSet<AppId>,
     held: bool,
     questions: Vec<Question>,
 }
@@ -75,6 +77,11 @@ impl Scripted {
     fn asked(&self) -> Result<MutexGuard<'_, Script>, Error> {
         let script = self.script();
         if script.down { Err(Error::Unreachable("it is switched off".into())) } else { Ok(script) }
+    }
+
+    fn asked_about(&self, app: AppId) -> Result<MutexGuard<'_, Script>, Error> {
+        let script = self.asked()?;
+        if script.odd.contains(&app) { Err(Error::Nonsense(format!("0x{app} is odd"))) } else { Ok(script) }
     }
 
     /// The contract allows this hash from now on.
@@ -166,6 +173,26 @@ impl Scripted {
         self.script().down = down;
     }
 
+    /// From now on nobody can make sense of what this app's contract says, or can again.
+    pub fn set_odd(&self, app: AppId, odd: bool) {
+        let mut script = self.script();
+        if odd {
+            script.odd.insert(app)
+        } else {
+            script.odd.remove(&app)
+        };
+    }
+
+    /// From now on what this app's contract allows has too few confirmations, or has enough again.
+    pub fn set_shallow(&self, app: AppId, shallow: bool) {
+        let mut script = self.script();
+        if shallow {
+            script.shallow.insert(app)
+        } else {
+            script.shallow.remove(&app)
+        };
+    }
+
     /// From now on every [`Question`] waits until [`Scripted::let_go`].
     pub fn hold(&self) {
         self.script().held = true;
@@ -217,10 +244,13 @@ impl Chain for Scripted {
     }
 
     async fn state(&self, subjects: &[Subject]) -> Result<State, Error> {
+        for subject in subjects {
+            drop(self.asked_about(subject.app_id)?);
+        }
         let script = self.asked()?;
         let standings = subjects.iter().map(|subject| {
             let now = script.allowed(subject.app_id, subject.compose_hash, subject.device_id);
-            Standing { now, confirmed: now.both() }
+            Standing { now, confirmed: now.both() && !script.shallow.contains(&subject.app_id) }
         });
         Ok(State { standings: standings.collect(), block: script.head() })
     }
@@ -257,7 +287,7 @@ impl Chain for Scripted {
     }
 
     async fn changes(&self, app: AppId, from_block: u64, to_block: u64) -> Result<Changes, Error> {
-        let script = self.asked()?;
+        let script = self.asked_about(app)?;
         let head = script.head();
         let to = to_block.min(head.number);
         let within =

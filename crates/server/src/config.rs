@@ -130,7 +130,7 @@ impl Default for Config {
 impl Config {
     /// Do apps of this key service need a contract's yes to a new compose hash?
     pub fn kms_is_contract_owned(&self, slug: &str) -> bool {
-        self.contract_kms(slug).is_some()
+        slug != EMBEDDED_KMS
     }
 
     /// The contract-owned key service with this slug.

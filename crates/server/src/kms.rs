@@ -37,7 +37,11 @@ pub fn kms_kind<'a>(app: &'a App, named: &str) -> Result<KmsKind<'a>> {
 
 /// The kind of the key service with this slug. Clients know four words and no others, so a local chain counts as Ethereum.
 pub fn kms_type(app: &App, slug: &str) -> wire::KmsType {
-    app.config.contract_kms(slug).map_or(wire::KmsType::Phala, |kms| kind_of_chain(kms.chain_id))
+    match app.config.contract_kms(slug) {
+        Some(kms) => kind_of_chain(kms.chain_id),
+        None if app.config.kms_is_contract_owned(slug) => wire::KmsType::Ethereum,
+        None => wire::KmsType::Phala,
+    }
 }
 
 fn kind_of_chain(chain_id: u64) -> wire::KmsType {

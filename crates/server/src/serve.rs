@@ -31,7 +31,7 @@ use crate::http::origin::{Origin, Scheme};
 use crate::store::{Durability, Store, WriterMode};
 use crate::tls::{self, Connection};
 use crate::workflow::worker::{NoProbe, Probe};
-use crate::workflow::{auto_commit, reconcile, sweep, worker};
+use crate::workflow::{allowance, auto_commit, reconcile, sweep, worker};
 
 /// How long clients get to hear, with an answer, that their connection ends. Closing one at once would cut off a request that
 /// its client has just sent, and the client could not know whether it counts.
@@ -230,6 +230,7 @@ impl Server {
         tasks.spawn(reconcile::run(app.clone(), stop.clone()));
         tasks.spawn(sweep::run(app.clone(), stop.clone()));
         tasks.spawn(auto_commit::run(app.clone(), stop.clone()));
+        tasks.spawn(allowance::run(app.clone(), stop.clone()));
         let service = ServiceExt::<Request>::map_response(http::service(app.clone()), {
             let closing = closing.clone();
             move |response: Response| {

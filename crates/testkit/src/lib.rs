@@ -90,13 +90,18 @@ impl World {
 
     /// The server's parts as a new process puts them together: it knows what the store knows.
     pub async fn restarted(&self) -> App {
+        self.restarted_with(self.app.config.clone()).await
+    }
+
+    /// The same, with other settings.
+    pub async fn restarted_with(&self, config: Config) -> App {
         let store =
             Store::open(&self.folder.path().join("casemate.db"), Durability::None, WriterMode::Inline)
                 .expect("the store opens again");
         let address = "sim:1".to_owned();
         let (driver, faults) = (Arc::new(self.sim.clone()), Some(Arc::new(self.sim.clone()) as _));
         let nodes = vec![NewNode { address, driver, faults }];
-        let (kms, config) = (Arc::clone(&self.app.kms), self.app.config.clone());
+        let kms = Arc::clone(&self.app.kms);
         let app =
             App::start_with(store, self.clock.clone(), kms, nodes, config, self.app.chains.clone()).await;
         app.expect("the server starts again")

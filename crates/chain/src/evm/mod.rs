@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use self::rpc::{Endpoint, Trouble};
-use self::session::{Session, latest};
+use self::session::{Session, block_by_number, latest};
 use self::wire::Header;
 use crate::ask::{
     BootAnswer, BootInfo, Chain, Changes, Error, Head, Question, Registration, State, Subject, Verdict,
@@ -115,8 +115,7 @@ impl Evm {
                 None => break,
             }
         }
-        let shown = heads.iter().filter_map(|head| head.as_ref()?.as_ref().ok());
-        let newest = shown.map(|head| head.number.0).max().unwrap_or_default();
+        let newest = self.agreed_head(&heads).await;
         let (mut first, mut late) = (Vec::new(), Vec::new());
         for (endpoint, head) in self.endpoints.iter().zip(heads) {
             let config = self.config.clone();
@@ -138,6 +137,26 @@ impl Evm {
         }
         first.append(&mut late);
         first
+    }
+
+    /// The height that most nodes have reached, so that one which makes itself newer than it is puts nobody aside. Of two, the
+    /// one that is far ahead has to have the block that the other one shows.
+    async fn agreed_head(&self, heads: &[Option<Result<Header, Trouble>>]) -> u64 {
+        let shown = self.endpoints.iter().zip(heads);
+        let mut shown: Vec<_> =
+            shown.filter_map(|(at, head)| Some((at, head.as_ref()?.as_ref().ok()?))).collect();
+        shown.sort_by_key(|(_, head)| head.number.0);
+        let agreed = shown.get(shown.len().saturating_sub(1) / 2).map(|(_, head)| head.number.0);
+        let [(_, behind), (endpoint, ahead)] = shown[..] else { return agreed.unwrap_or_default() };
+        if ahead.number.0.saturating_sub(behind.number.0) <= self.config.max_lag_blocks {
+            return ahead.number.0;
+        }
+        let same =
+            endpoint.exchange(&[block_by_number(behind.number.0)]).await.ok().and_then(|mut replies| {
+                let block: Header = endpoint.read(replies.pop()?).ok()?;
+                Some(block.hash.0 == behind.hash.0)
+            });
+        if same == Some(true) { ahead.number.0 } else { behind.number.0 }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use reqwest::header::CONTENT_TYPE;
@@ -28,6 +28,8 @@ pub(crate) struct Endpoint {
     batch_calls: usize,
     max_answer_bytes: usize,
     ailing: AtomicBool,
+    /// Less than is configured where that was too much for the node.
+    log_blocks: AtomicU64,
 }
 
 /// What a node is asked to do.
@@ -151,6 +153,7 @@ impl Endpoint {
             batch_calls: config.batch_calls,
             max_answer_bytes: config.max_answer_bytes,
             ailing: AtomicBool::new(false),
+            log_blocks: AtomicU64::new(config.log_blocks.max(1)),
         }
     }
 
@@ -162,6 +165,16 @@ impl Endpoint {
             replies.extend(tokio::time::timeout(self.timeout, self.batch(some)).await.map_err(|_| late())??);
         }
         Ok(replies)
+    }
+
+    /// How many blocks one query for logs should cover.
+    pub(crate) fn log_blocks(&self) -> u64 {
+        self.log_blocks.load(Ordering::Relaxed)
+    }
+
+    /// Remembers how many it may be the next time.
+    pub(crate) fn set_log_blocks(&self, blocks: u64) {
+        self.log_blocks.store(blocks.max(1), Ordering::Relaxed);
     }
 
     /// Logs when the node begins to be in trouble and when it no longer is, not each time in between.
@@ -230,7 +243,10 @@ impl Endpoint {
             .deserialize(&mut json)
             .and_then(|responses| json.end().map(|()| responses))
             .map_err(|error| {
-                self.nonsense(format_args!("answers with something that is not JSON-RPC: {error}"))
+                self.nonsense(format_args!(
+                    "answers with something that is not JSON-RPC: {}",
+                    self.url.scrubbed(error)
+                ))
             })?;
         let mut replies: Vec<Option<Reply>> = Vec::new();
         replies.resize_with(count, || None);

@@ -75,7 +75,7 @@ fn call(method: &'static str, params: Value) -> Call {
     Call { method, params }
 }
 
-fn block_by_number(number: u64) -> Call {
+pub(super) fn block_by_number(number: u64) -> Call {
     call("eth_getBlockByNumber", json!([format!("0x{number:x}"), false]))
 }
 
@@ -431,9 +431,11 @@ impl Session {
     ) -> Result<Changes, Trouble> {
         let (last, mut next) = (to.min(head.number.0), from);
         let mut found = Changes { changes: Vec::new(), read_to: head.block(), head: head.block() };
-        let mut span = self.config.log_blocks.max(1);
+        let mut span = self.endpoint.log_blocks();
+        // What was read has to be told before the time for the whole question is over.
+        let enough = Instant::now() + self.config.deadline / 2;
         for _ in 0..LOG_QUERIES {
-            if next > last {
+            if next > last || (next > from && Instant::now() >= enough) {
                 break;
             }
             let end = last.min(next.saturating_add(span - 1));
@@ -442,13 +444,16 @@ impl Session {
                     found.changes.extend(changes);
                     found.read_to = read_to;
                     next = end + 1;
+                    span = span.saturating_mul(2).min(self.config.log_blocks.max(1));
                 }
-                // More than the node likes to give at once.
-                Err(Trouble::Refused(_) | Trouble::TooLong(_)) if span > 1 => {
-                    span = span.min(end - next + 1).div_ceil(2)
+                // More than the node likes to give at once, or can find in time.
+                Err(Trouble::Refused(_) | Trouble::TooLong(_) | Trouble::Unreachable(_)) if span > 1 => {
+                    span = span.min(end - next + 1).div_ceil(2);
                 }
+                Err(_) if next > from => break,
                 Err(trouble) => return Err(trouble),
             }
+            self.endpoint.set_log_blocks(span);
         }
         if next == from && next <= last {
             return Err(self.endpoint.unreachable("refuses every query for logs"));

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_chain::dev::{Anvil, StartError, find_anvil};
@@ -115,17 +116,24 @@ async fn a_node_of_another_chain_is_never_believed() {
 #[tokio::test]
 async fn a_node_that_is_behind_is_passed_over() {
     let world = World::start().await;
-    let behind = anvil(crate::world::CHAIN).await;
     world.mine(100).await;
-    let both = evm(config([behind.chain.rpc_url(), world.chain().rpc_url()]));
-    confirmed(&ask(&world, &both).await.unwrap());
-    // It is good enough when nobody knows better.
-    assert!(matches!(ask(&world, &evm(config([behind.chain.rpc_url()]))).await.unwrap(), Verdict::NotYet(_)));
-    // And while it is only a little behind, it may answer.
-    let lenient = evm(ChainConfig {
-        max_lag_blocks: 1000,
-        ..config([behind.chain.rpc_url(), world.chain().rpc_url()])
+    // A node that knows the first block only.
+    let first = world.call("eth_getBlockByNumber", json!(["0x0", false])).await;
+    let (behind, alone) = world.proxied().await;
+    behind.lie(move |method, params, reply| {
+        if method == "eth_getBlockByNumber" && params[0] == "latest" {
+            reply["result"] = first.clone();
+        }
     });
+    let both = evm(config([behind.url(), world.chain().rpc_url()]));
+    confirmed(&ask(&world, &both).await.unwrap());
+    let three = evm(config([behind.url(), world.chain().rpc_url(), world.chain().rpc_url()]));
+    confirmed(&ask(&world, &three).await.unwrap());
+    // It is good enough when nobody knows better.
+    assert!(matches!(ask(&world, &alone).await.unwrap(), Verdict::NotYet(_)));
+    // And while it is only a little behind, it may answer.
+    let lenient =
+        evm(ChainConfig { max_lag_blocks: 1000, ..config([behind.url(), world.chain().rpc_url()]) });
     assert!(matches!(ask(&world, &lenient).await.unwrap(), Verdict::NotYet(_)));
 }
 
@@ -198,4 +206,63 @@ async fn an_anvil_ends_with_a_killed_owner() {
     owner.wait().unwrap();
     let gone = async { while chain.head().await.is_ok() {} };
     tokio::time::timeout(FOR_EVER, gone).await.expect("it ends too");
+}
+
+/// A proxy whose newest block has another number than it has.
+fn ahead(proxy: &Proxy) {
+    proxy.lie(|method, params, reply| {
+        if method == "eth_getBlockByNumber" && params[0] == "latest" {
+            reply["result"]["number"] = json!("0x7fffffff");
+        }
+        if method == "eth_getBlockByNumber" && params[0] != "latest" {
+            reply["result"] = json!(null);
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_node_that_makes_itself_newer_puts_nobody_aside() {
+    let world = World::start().await;
+    let (proxy, _) = world.proxied().await;
+    ahead(&proxy);
+    // As one of two, and as one of three: the honest ones, preferred, go on answering.
+    let honest = world.chain().rpc_url();
+    for nodes in [vec![honest.clone(), proxy.url()], vec![honest.clone(), proxy.url(), honest.clone()]] {
+        let many = evm(config(nodes));
+        let head = many.head().await.unwrap();
+        assert!(head.block.number < 0x7fff_ffff, "{head:?}");
+        confirmed(&ask(&world, &many).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_log_is_read_from_a_node_that_is_slow_with_many_blocks() {
+    let world = World::start().await;
+    world.mine(300).await;
+    let (proxy, _) = world.proxied().await;
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    proxy.lie(move |method, params, reply| {
+        if method == "eth_getLogs" {
+            let number = |key: &str| {
+                u64::from_str_radix(params[0][key].as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+            };
+            let blocks = number("toBlock") - number("fromBlock") + 1;
+            seen.lock().unwrap().push(blocks);
+            if blocks > 40 {
+                *reply = json!({ "jsonrpc": "2.0", "id": reply["id"], "error": { "code": -32005, "message": "too slow" } });
+            }
+        }
+    });
+    let slow = evm(config([proxy.url()]));
+    let (mut next, mut rounds) = (0, 0);
+    loop {
+        let changes = slow.changes(world.app, next, u64::MAX).await.unwrap();
+        rounds += 1;
+        if changes.read_to.number >= changes.head.number {
+            break;
+        }
+        next = changes.read_to.number + 1;
+        assert!(rounds < 30, "{:?}", asked.lock().unwrap());
+    }
 }

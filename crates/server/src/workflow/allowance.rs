@@ -9,6 +9,9 @@ use std::time::Duration;
 use casemate_chain::{Subject, What};
 use casemate_types::ids::{AppId, ComposeHash, DeviceId};
 
+use tokio_util::sync::CancellationToken;
+
+use super::auto_commit;
 use super::onchain::{self, Contract};
 use super::operation::{Operation, State};
 use crate::app::App;
@@ -114,13 +117,38 @@ async fn read(
     Ok((log, read_to))
 }
 
-/// Reads on in the logs that somebody began to read.
-pub async fn read_on(app: &App) -> Result<()> {
-    for (row, app_id, kms) in app.store.app_logs_unfinished()? {
-        let Some(contract) = onchain::contract(app, &kms)? else { continue };
-        read(app, &contract, row, app_id, Some(PIECES)).await?;
+/// Reads on, until `stop` is cancelled, in the logs that somebody began to read.
+pub async fn run(app: App, stop: CancellationToken) {
+    while stop.run_until_cancelled(app.clock.sleep(auto_commit::EVERY)).await.is_some() {
+        if stop.run_until_cancelled(read_on(&app)).await.is_none() {
+            return;
+        }
     }
-    Ok(())
+}
+
+/// One round of that: so many pieces of each log. Chains are read beside each other, and one that does not answer is left alone
+/// until the next round.
+pub async fn read_on(app: &App) {
+    let unfinished = match app.store.app_logs_unfinished() {
+        Ok(unfinished) => unfinished,
+        Err(error) => return tracing::warn!(%error, "which contracts' logs to read is not known"),
+    };
+    let mut by_kms: BTreeMap<String, Vec<(i64, AppId)>> = BTreeMap::new();
+    for (row, app_id, kms) in unfinished {
+        by_kms.entry(kms).or_default().push((row, app_id));
+    }
+    let reads = by_kms.iter().map(|(kms, logs)| async move {
+        // Its key service may not be configured any more.
+        let Ok(Some(contract)) = onchain::contract(app, kms) else { return };
+        for (row, app_id) in logs {
+            let Err(error) = read(app, &contract, *row, *app_id, Some(PIECES)).await else { continue };
+            tracing::warn!(app.id = %app_id, error = %error.with_causes(), "a contract's log could not be read");
+            if contract.head().await.is_err() {
+                return;
+            }
+        }
+    });
+    futures_util::future::join_all(reads).await;
 }
 
 /// Is this hash allowed on this device, and may any device?

@@ -8,13 +8,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use casemate_chain::Subject;
+use casemate_chain::{Standing, Subject};
 use casemate_types::patch::TxProof;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::approval::{self, Committed};
-use super::{allowance, onchain};
+use super::onchain::{self, Contract};
 use crate::app::App;
 use crate::auth::Author;
 use crate::error::{Error, ProofCheck, Result};
@@ -35,16 +35,13 @@ pub async fn run(app: App, stop: CancellationToken) {
     }
 }
 
-/// One round: ends what has expired, commits what is allowed, reads on in logs that are being read.
+/// One round: ends what has expired, commits what is allowed.
 pub async fn once(app: &App) {
     if let Err(error) = expire(app).await {
         tracing::warn!(%error, "approvals whose time is over are still open");
     }
     if let Err(error) = commit_allowed(app).await {
         tracing::warn!(%error, "approvals that wait for auto-commit could not be looked at");
-    }
-    if let Err(error) = allowance::read_on(app).await {
-        tracing::warn!(%error, "contracts' logs could not be read");
     }
 }
 
@@ -71,11 +68,13 @@ async fn commit_allowed(app: &App) -> Result<()> {
             }
         }
     }
-    for (chain_id, waiting) in by_chain {
+    // A chain that is slow holds up no other.
+    let chains = by_chain.into_iter().map(|(chain_id, waiting)| async move {
         if let Err(error) = commit_on_chain(app, waiting).await {
             tracing::warn!(chain_id, %error, "a chain could not be asked what it allows");
         }
-    }
+    });
+    futures_util::future::join_all(chains).await;
     Ok(())
 }
 
@@ -106,13 +105,45 @@ async fn commit_on_chain(app: &App, waiting: Vec<Waiting>) -> Result<()> {
     let Some(first) = waiting.first() else { return Ok(()) };
     let Some(contract) = onchain::contract(app, &first.kms)? else { return Ok(()) };
     let subjects: Vec<_> = waiting.iter().map(|one| one.subject).collect();
-    let standings = contract.standings(&subjects).await?;
+    let standings = standings(&contract, &subjects).await?;
     for (one, standing) in waiting.into_iter().zip(standings) {
-        if standing.confirmed {
-            commit_one(app, &one.approval, one.by).await?;
+        if standing.is_some_and(|standing| standing.confirmed)
+            && let Err(error) = commit_one(app, &one.approval, one.by).await
+        {
+            tracing::warn!(approval.id = %one.approval.id, error = %error.with_causes(), "not committed by itself");
         }
     }
     Ok(())
+}
+
+/// Where these stand. Asked in one go; if that fails, in halves, so that a contract with which something is wrong keeps nobody
+/// else waiting: where it stands is not known.
+///
+/// # Errors
+/// `Unavailable` if it is the chain that does not answer.
+async fn standings(contract: &Contract<'_>, subjects: &[Subject]) -> Result<Vec<Option<Standing>>> {
+    let mut found = vec![None; subjects.len()];
+    let mut parts = Vec::from([0..subjects.len()]);
+    while let Some(part) = parts.pop() {
+        match contract.standings(&subjects[part.clone()]).await {
+            Ok(standings) => {
+                for (at, standing) in part.zip(standings) {
+                    found[at] = Some(standing);
+                }
+            }
+            Err(error) => {
+                contract.head().await?;
+                if part.len() > 1 {
+                    let middle = part.start + part.len() / 2;
+                    parts.extend([middle..part.end, part.start..middle]);
+                } else {
+                    let app_id = subjects[part.start].app_id;
+                    tracing::warn!(app.id = %app_id, error = %error.with_causes(), "what a contract allows is not known");
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Commits one approval, or notes why that needs somebody.

@@ -278,6 +278,8 @@ pub struct Created {
     pub cvm: Cvm,
     /// Its spec.
     pub spec: Spec,
+    /// Who deployed the contract of its app, as a client said.
+    pub deployer: Option<String>,
     /// The operation that makes it; none if it was there before.
     pub op: Option<OperationId>,
 }
@@ -408,16 +410,26 @@ pub(super) fn new_cvm(
 
 /// Stores a CVM that is to be made, and has it made.
 pub(super) async fn store_new(app: &App, new: NewCvm, receipt: Option<Receipt<Created>>) -> Result<Created> {
-    let spec = new.spec.clone();
+    let (spec, deployer) = (new.spec.clone(), deployer(app, &new)?);
     let created = move |accepted: &store::Accepted| Created {
         cvm: accepted.cvm.clone(),
         spec: spec.clone(),
+        deployer: deployer.clone(),
         op: Some(accepted.operation.id),
     };
     let receipt = receipt.map(|receipt| receipt.of(created.clone()));
     let accepted = app.store.cvm_create(new, receipt).await?;
     app.wake(Lane::Ordinary);
     Ok(created(&accepted))
+}
+
+/// What the app has by itself, or is about to be made with.
+fn deployer(app: &App, new: &NewCvm) -> Result<Option<String>> {
+    match app.store.app(new.workspace_id, &new.app_id) {
+        Ok(known) => Ok(known.deployer),
+        Err(store::Error::Missing) => Ok(new.deployer.clone()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The CVM that an earlier call already made, or the conflict with it.
@@ -432,7 +444,7 @@ fn existing(app: &App, actor: &Actor, app_id: AppId, hash: ComposeHash) -> Resul
         let first = app.store.spec(cvm.id, 1)?;
         if first.compose.hash == hash {
             let spec = app.store.spec(cvm.id, cvm.revision)?;
-            return Ok(Some(Created { cvm: Cvm::clone(cvm), spec, op: None }));
+            return Ok(Some(Created { cvm: Cvm::clone(cvm), spec, deployer: known.deployer, op: None }));
         }
     }
     let message = format!("this app id is already used by {}", newest.name);

@@ -5,13 +5,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use casemate_chain::{Allowed, BootInfo, Chain, Question, Registration, Standing, Subject, Verdict};
+use casemate_chain::{Allowed, BootInfo, Chain, Head, Question, Registration, Standing, Subject, Verdict};
 use casemate_types::error::{OnchainStatus, codes};
 use casemate_types::ids::{AppId, ComposeHash, DeviceId};
 use casemate_types::patch::TxProof;
 
 use crate::app::App;
 use crate::config::ContractKms;
+use crate::cvm::spec::Spec;
 use crate::cvm::state::Cvm;
 use crate::driver::NodeFacts;
 use crate::error::{Error, ProofCheck, Resource, Result};
@@ -41,9 +42,15 @@ pub struct Contract<'a> {
 /// The contract behind the key service with this slug; none for one that asks nobody.
 ///
 /// # Errors
-/// `Unavailable` if nothing is configured that speaks for its chain.
+/// `Unavailable` if it is not configured, or nothing that speaks for its chain.
 pub fn contract<'a>(app: &'a App, slug: &str) -> Result<Option<Contract<'a>>> {
-    let Some(kms) = app.config.contract_kms(slug) else { return Ok(None) };
+    if !app.config.kms_is_contract_owned(slug) {
+        return Ok(None);
+    }
+    let kms = app.config.contract_kms(slug).ok_or_else(|| Error::Unavailable {
+        service: "the key service",
+        source: format!("kms.contracts of the settings has no `{slug}`").into(),
+    })?;
     let missing = || Error::Unavailable {
         service: SERVICE,
         source: format!("no endpoint is configured for chain {}", kms.chain_id).into(),
@@ -101,6 +108,11 @@ impl Contract<'_> {
         }
     }
 
+    /// The newest block, if the chain answers at all.
+    pub async fn head(&self) -> Result<Head> {
+        self.ask(self.chain.head()).await
+    }
+
     /// What is allowed at the moment.
     pub async fn allowed(&self, subject: Subject) -> Result<Allowed> {
         Ok(self.standings(&[subject]).await?[0].now)
@@ -145,18 +157,18 @@ impl Contract<'_> {
         }
     }
 
-    /// The contract's reason, if it does not let this machine boot.
-    pub async fn boot_refusal(&self, facts: &NodeFacts, work: &Work) -> Result<Option<String>> {
+    /// The contract's reason, if it does not let the machine of this work boot with this spec.
+    pub async fn boot_refusal(&self, facts: &NodeFacts, work: &Work, spec: &Spec) -> Result<Option<String>> {
         let machine = &work.machine;
         let boot = BootInfo {
             app_id: machine.app_id,
-            compose_hash: machine.spec.compose.hash,
+            compose_hash: spec.compose.hash,
             instance_id: machine.instance_id,
             device_id: device(self.app, work.cvm.node_id)?,
             // What local drivers run is not measured.
             mr_aggregated: [0; 32],
             mr_system: [0; 32],
-            os_image_hash: image_hash(facts, &machine.spec.image).unwrap_or_default(),
+            os_image_hash: image_hash(facts, &spec.image).unwrap_or_default(),
             tcb_status: "UpToDate".into(),
             advisory_ids: Vec::new(),
         };

@@ -95,7 +95,7 @@ impl Kind {
             // Its spec may never have reached the node, and what is left of a failed boot has to go first.
             (Self::Start | Self::Recover, _) => &[Stage, Stop, Apply, Start, Observe],
             (Self::Stop | Self::Shutdown, _) => &[Stop],
-            (Self::Restart, _) => &[Stop, Start, Observe],
+            (Self::Restart, _) => &[Stage, Stop, Start, Observe],
             (Self::Delete, _) => &[Remove],
         }
     }

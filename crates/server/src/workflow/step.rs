@@ -8,9 +8,9 @@ use crate::app::Node;
 use crate::cvm::spec::{Booking, Spec};
 use crate::driver::{self, AfterTimeout, At, Driver, Guest, Observed, Stop, Stopped};
 use crate::store::Work;
-use crate::workflow::approval;
 use crate::workflow::operation::{FailCode, FailReason, Kind, Operation, StepName};
 use crate::workflow::sealed;
+use crate::workflow::{approval, boot};
 
 /// How long an unreachable node is asked again while the machine is still untouched.
 pub const GIVE_UP_BEFORE_STOP: Duration = Duration::from_secs(300);
@@ -69,7 +69,7 @@ pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Done, Tro
         },
         StepName::Apply => within(app, driver.ensure_applied(at, &work.machine)).await.map(|()| None),
         StepName::Start => {
-            super::boot::allowed(app, node, work).await?;
+            boot::allowed(app, node, work).await?;
             within(app, driver.ensure_started(at)).await.map(|()| None)
         }
         StepName::Observe => observe(app, driver, work).await.map(Some),
@@ -92,11 +92,11 @@ pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Done, Tro
 /// `NotAllowed` ends the operation. The answer is why the old one could not.
 async fn before_the_stop(app: &App, node: &Node, work: &Work) -> Result<Option<String>, Trouble> {
     let (operation, new) = (&work.operation, &work.machine.spec);
-    if !operation.kind.can_be_put_back() {
-        return Ok(None);
+    let back = operation.kind.can_be_put_back();
+    if back || operation.kind == Kind::Restart {
+        allowed(app, node, work, new).await?.map_err(Trouble::Fail)?;
     }
-    allowed(app, work, new).await?.map_err(Trouble::Fail)?;
-    if !operation.has(StepName::Start) {
+    if !back || !operation.has(StepName::Start) {
         // What stays off boots neither.
         return Ok(None);
     }
@@ -112,20 +112,31 @@ async fn before_the_stop(app: &App, node: &Node, work: &Work) -> Result<Option<S
             return Ok(Some(format!("its OS image {} is no longer on the node", old.image)));
         }
     }
-    if old.compose.hash == new.compose.hash {
+    if old.compose.hash == new.compose.hash && old.image == new.image {
         return Ok(None);
     }
-    Ok(allowed(app, work, &old).await?.err().map(|reason| reason.message))
+    Ok(allowed(app, node, work, &old).await?.err().map(|reason| reason.message))
 }
 
-/// Does the app's contract, if it has a say, allow this spec now?
-async fn allowed(app: &App, work: &Work, spec: &Spec) -> Result<Result<(), FailReason>, Trouble> {
+/// Do the contracts, if they have a say, allow this spec now? What is going to be started has to be one that gets its keys.
+async fn allowed(
+    app: &App,
+    node: &Node,
+    work: &Work,
+    spec: &Spec,
+) -> Result<Result<(), FailReason>, Trouble> {
     if !app.config.kms_is_contract_owned(&work.cvm.kms) {
         return Ok(Ok(()));
     }
     let hash = spec.compose.hash;
     let message = match approval::allowed_now(app, &work.cvm, hash).await {
-        Ok(allowed) if allowed.both() => return Ok(Ok(())),
+        Ok(allowed) if allowed.both() => match boot::refusal(app, node, work, spec).await {
+            Ok(Some(reason)) if work.operation.has(StepName::Start) => {
+                format!("the key service would give it no keys; its contract says: {reason}")
+            }
+            Ok(_) => return Ok(Ok(())),
+            Err(error) => return Err(away(app, &work.operation, "the chain", error.with_causes())),
+        },
         Ok(allowed) if allowed.compose_hash => {
             "the app's contract does not allow the node's device".to_owned()
         }

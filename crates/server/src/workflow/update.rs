@@ -160,6 +160,10 @@ pub fn plan(app: &App, cvm: &Cvm, base: u64, wish: &Wish) -> Result<Plan> {
 /// As [`plan`] on what is current, after asking the contract of the CVM's key service about a new OS image.
 pub async fn plan_checked(app: &App, cvm: &Cvm, wish: &Wish) -> Result<Plan> {
     let plan = plan(app, cvm, cvm.revision, wish)?;
+    if let Plan::Steps(_) = &plan {
+        // Nobody has to be registered with a key service that is not there to be asked.
+        onchain::contract(app, &cvm.kms)?;
+    }
     check_image(app, cvm, &plan).await?;
     if let (Some(_), Plan::Steps(steps)) = (&wish.content_of, &plan)
         && steps.approval == Approval::NotNeeded

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::http::Method;
 use casemate_chain::Scripted;
+use casemate_server::config::Config;
 use casemate_server::cvm::state::{Cvm, Status};
 use casemate_server::driver::Driver;
 use casemate_server::driver::fault::{Fault, Planned};
@@ -598,4 +599,83 @@ async fn an_old_hash_that_is_no_longer_allowed_does_not_come_back() {
     assert_eq!((code, put_back), (FailCode::BootFailed, false), "{message}");
     assert!(message.contains(&stage.hash_of(1).to_string()), "says why it was not put back: {message}");
     assert_eq!((stage.now().status, stage.now().open), (Status::Error, None));
+}
+
+/// 32 bytes of the hash of an image of the node.
+fn image_hash(stage: &Stage, name: &str) -> [u8; 32] {
+    let facts = stage.world.app.node(1).expect("a node").facts();
+    let image = facts.images.iter().find(|image| image.name == name).expect("the image");
+    let mut hash = [0; 32];
+    hex::decode_to_slice(&image.os_image_hash, &mut hash).expect("a hash");
+    hash
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_is_forbidden_meanwhile_stops_nothing() {
+    let stage = Stage::start().await;
+    let boots = stage.boots().await;
+    let hash = stage.ask(json!({ "image": "dstack-0.5.4", "public_logs": false })).await;
+    stage.register(TX, hash);
+    let id = text(&stage.confirm(hash, &TX.to_string()).await.expect(202)["correlation_id"]);
+    stage.chain.forbid_os_image(KMS, image_hash(&stage, "dstack-0.5.4"));
+    stage.world.settle().await;
+    let now = stage.now();
+    assert_eq!((now.status, now.revision, stage.boots().await), (Status::Running, 1, boots));
+    let operation = stage.client.json(&format!("/operations/{id}")).await;
+    assert_eq!(operation["status"], "failed");
+    assert!(operation.to_string().contains("OS image is not allowed"), "{operation}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_come_back_with_its_old_image_is_held() {
+    let stage = Stage::start().await;
+    let fault = Fault::BootFail { image: Some("dstack-0.5.4".into()), env: None };
+    stage.world.sim.plan(Planned { fault, vm: None, once: false }).expect("planned");
+    let old = stage.world.app.store.spec(stage.cvm.id, 1).expect("the spec").image;
+    stage
+        .client
+        .patch(&stage.path("/os-image"), json!({ "os_image_name": "dstack-0.5.4" }))
+        .await
+        .expect(202);
+    stage.chain.forbid_os_image(KMS, image_hash(&stage, &old));
+    stage.world.settle().await;
+    assert_eq!((stage.now().status, stage.now().revision), (Status::Error, 2), "nothing was put back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_could_not_boot_stops_nothing() {
+    let stage = Stage::start().await;
+    let (boots, first) = (stage.boots().await, stage.hash_of(1));
+    stage.chain.forbid_hash(stage.cvm.app_id, first);
+    stage.client.post(&stage.path("/restart"), json!({})).await.expect(200);
+    stage.world.settle().await;
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Running, boots));
+    // A chain that does not answer is waited for while the machine runs.
+    stage.chain.allow_hash(stage.cvm.app_id, first);
+    stage.chain.set_down(true);
+    stage.client.post(&stage.path("/restart"), json!({})).await.expect(200);
+    stage.world.settle().await;
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Running, boots));
+    stage.chain.set_down(false);
+    stage.client.post(&stage.path("/restart"), json!({})).await.expect(200);
+    stage.world.settle().await;
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Running, boots + 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_service_taken_out_of_the_settings_frees_nobody_from_approval() {
+    let stage = Stage::start().await;
+    let boots = stage.boots().await;
+    let config = Config { contract_kms: Vec::new(), ..stage.world.app.config.clone() };
+    let again = stage.client.at(stage.world.restarted_with(config).await);
+    for (path, body) in [
+        ("", json!({ "docker_compose_file": compose("web:2") })),
+        ("", json!({ "public_logs": false, "vcpu": 2 })),
+        ("/os-image", json!({ "os_image_name": "dstack-0.5.4" })),
+    ] {
+        let refused = again.patch(&stage.path(path), body).await.expect(503);
+        assert!(refused.to_string().contains("key service"), "{refused}");
+    }
+    assert_eq!(again.json(&stage.path("")).await["status"], "running");
+    assert_eq!((stage.now().revision, stage.boots().await), (1, boots));
 }

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use casemate_server::cvm::state::Status;
 use casemate_server::driver::Driver;
+use casemate_server::store::AppLog;
+use casemate_server::workflow::allowance;
 use casemate_server::workflow::auto_commit::once;
 use casemate_testkit::{Interrupter, Interruption, Place, Recorder, compose};
 use casemate_types::ids::ComposeHash;
 use serde_json::{Value, json};
 
-use crate::approvals::{DAY, Stage, detail, hash, text};
+use crate::approvals::{DAY, Stage, deploy_as, detail, hash, text};
 use crate::client::Client;
 
 /// Asks for an update that is to be committed by itself: its hash, and the approval's path.
@@ -52,6 +54,63 @@ async fn what_is_allowed_is_committed_by_itself() {
     let before = stage.hash_of(1);
     assert_eq!(operation["revocation"]["compose_hashes"], json!([before]));
     assert_eq!(operation["revocation"]["calls"][0]["data"], format!("0x67b3f22c{before}"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_too_few_confirmations_waits() {
+    let stage = Stage::start().await;
+    let (asked, path) = ask(&stage, &stage.client, json!({ "public_logs": false })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.chain.set_shallow(stage.cvm.app_id, true);
+    let questions = stage.chain.questions().len();
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json(&path).await["state"], "open");
+    assert_eq!(stage.chain.questions().len(), questions, "nothing is to be proven yet");
+    stage.chain.set_shallow(stage.cvm.app_id, false);
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json(&path).await["state"], "committed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_odd_contract_keeps_nobody_else_waiting() {
+    let stage = Stage::start().await;
+    let others = ["web-two", "web-three", "web-four"];
+    let mut cvms = vec![stage.cvm.clone()];
+    for name in others {
+        cvms.push(deploy_as(&stage.world, &stage.chain, &stage.client, name).await);
+    }
+    let client = stage.client.header("x-auto-commit", "true");
+    let mut paths = Vec::new();
+    for cvm in &cvms {
+        let answer = client.patch(&format!("/cvms/{}", cvm.uid), json!({ "public_logs": false })).await;
+        stage.chain.allow_hash(cvm.app_id, hash(&answer));
+        paths.push(format!("/approvals/{}", text(&detail(&answer, "approval_id"))));
+    }
+    stage.chain.set_odd(cvms[1].app_id, true);
+    once(&stage.world.app).await;
+    let mut states = Vec::new();
+    for path in &paths {
+        states.push(text(&stage.client.json(path).await["state"]));
+    }
+    assert_eq!(states, ["committed", "open", "committed", "committed"]);
+    stage.chain.set_odd(cvms[1].app_id, false);
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json(&paths[1]).await["state"], "committed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn logs_are_read_on_whatever_is_wrong_with_one_of_them() {
+    let stage = Stage::start().await;
+    let second = deploy_as(&stage.world, &stage.chain, &stage.client, "web-two").await;
+    let store = &stage.world.app.store;
+    let begun = AppLog { next: 0, complete: false };
+    for app in [stage.cvm.app, second.app] {
+        store.app_log_put(app, begun, Vec::new()).await.expect("stored");
+    }
+    stage.chain.set_odd(stage.cvm.app_id, true);
+    allowance::read_on(&stage.world.app).await;
+    assert_eq!(store.app_log(stage.cvm.app).expect("reads"), Some(begun));
+    assert!(store.app_log(second.app).expect("reads").expect("begun").complete);
 }
 
 #[tokio::test(start_paused = true)]

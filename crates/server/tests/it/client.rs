@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
+use casemate_server::app::App;
 use casemate_server::auth::{Actor, Scopes};
 use casemate_server::cvm::spec::sha256;
 use casemate_server::http::{ApiService, service};
@@ -52,6 +53,16 @@ impl Client {
         };
         world.app.store.key_create(actor.workspace_id, actor.user_id, new, None, None).await.expect("a key");
         Self { service: service(world.app.clone()), key, version: None, headers: Vec::new() }
+    }
+
+    /// The same client, of another process of the server.
+    pub(crate) fn at(&self, app: App) -> Self {
+        Self {
+            service: service(app),
+            key: self.key.clone(),
+            version: self.version,
+            headers: self.headers.clone(),
+        }
     }
 
     /// The same client, naming an API date.

@@ -76,6 +76,16 @@ async fn the_apps_id_is_the_address_of_the_contract_that_the_client_deploys() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_creation_that_is_repeated_gets_the_same_answer() {
+    let it = Prepared::start().await;
+    deploy_app(&it.chain, it.app_id, &it.prepared);
+    let client = it.client.header("idempotency-key", "once");
+    let first = client.post("/cvms", it.body()).await.expect(200);
+    assert_eq!(first["deployer_address"], format!("0x{OWNER}"));
+    assert_eq!(client.post("/cvms", it.body()).await.expect(200), first);
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_refusal_names_what_is_wrong() {
     let it = Prepared::start().await;
     let begun = it.world.clock.now();

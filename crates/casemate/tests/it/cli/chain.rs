@@ -1,6 +1,6 @@
 //! Updates that a contract has to allow, as one party and as several, from the first command to the last.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Output, Stdio};
 
 use casemate_chain::dev::ACCOUNTS;
@@ -41,6 +41,45 @@ fn assert_no_key(output: &Output) {
     for key in [OWNER, STRANGER] {
         assert!(!out.contains(key) && !err.contains(key), "{out}{err}");
     }
+}
+
+#[test]
+fn a_cloud_uses_a_chain_that_already_runs() {
+    let owner = World::on_chain();
+    let url = owner.variable("ETH_RPC_URL");
+    let contracts = std::fs::read(owner.path().join(".casemate/contracts-8453.json")).unwrap();
+    let kms = serde_json::from_slice::<Value>(&contracts).unwrap()["kms"].as_str().unwrap().to_owned();
+
+    let refused = |options: &[&str], why: &str| {
+        let mut world = World::empty();
+        let mut said = String::new();
+        world.serve(options).read_to_string(&mut said).unwrap();
+        let log = std::fs::read_to_string(world.path().join("server.log")).unwrap();
+        assert!(said.is_empty() && log.contains(why), "{options:?}: {said}{log}");
+    };
+    let chain = format!("--chain={url}");
+    refused(&[&chain], "--kms-contract is needed with --chain URL");
+    refused(
+        &["--chain=anvil", &format!("--kms-contract={kms}")],
+        "--kms-contract is for a chain that already runs",
+    );
+    refused(&["--chain=ftp://127.0.0.1"], "should be off, anvil or a URL");
+    let nobody = ACCOUNTS[0].address;
+    refused(
+        &[&chain, &format!("--kms-contract={nobody}")],
+        &format!("there is no contract at 0x{nobody} on chain 8453"),
+    );
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = format!("--chain=http://{}", deaf.local_addr().unwrap());
+    drop(deaf);
+    refused(&[&closed, &format!("--kms-contract={kms}")], "the chain does not answer");
+
+    let world = World::with(&[&chain, &format!("--kms-contract={kms}"), "--confirmations=2"]);
+    assert_eq!(world.variable("ETH_RPC_URL"), url);
+    world.file("owner.key", OWNER);
+    world.file("app.yml", &compose("nginx:1"));
+    let told = world.ok("deploy -n web-1 -c app.yml --kms base --private-key-file owner.key");
+    assert_eq!(told, "web-1 is up.\n");
 }
 
 #[test]

@@ -31,11 +31,7 @@ pub(crate) struct World {
 impl World {
     /// A cloud with its data in `.casemate`, where commands look for it.
     pub(crate) fn start() -> Self {
-        let mut world = Self::empty();
-        let mut lines = world.serve(&[]);
-        world.address = address(&mut lines);
-        world.lines = Some(lines);
-        world
+        Self::with(&[])
     }
 
     /// The same, with `web-1` deployed from `app.yml`.
@@ -48,8 +44,13 @@ impl World {
 
     /// A cloud with a key service that asks a contract, on a chain that clients take for Base.
     pub(crate) fn on_chain() -> Self {
+        Self::with(&["--chain=anvil", "--chain-id=8453"])
+    }
+
+    /// A cloud with these options.
+    pub(crate) fn with(options: &[&str]) -> Self {
         let mut world = Self::empty();
-        let mut lines = world.serve(&["--chain=anvil", "--chain-id=8453"]);
+        let mut lines = world.serve(options);
         world.address = address(&mut lines);
         world.lines = Some(lines);
         world
@@ -156,9 +157,14 @@ impl World {
 
     /// The key of the development workspace.
     pub(crate) fn key(&self) -> String {
+        self.variable("PHALA_CLOUD_API_KEY")
+    }
+
+    /// What the environment file of the cloud has under this name.
+    pub(crate) fn variable(&self, name: &str) -> String {
         let env = std::fs::read_to_string(self.path().join(".casemate/dev.env")).unwrap();
-        let key = env.lines().find_map(|line| line.strip_prefix("export PHALA_CLOUD_API_KEY="));
-        key.unwrap().to_owned()
+        let value = env.lines().find_map(|line| line.strip_prefix(&format!("export {name}=")));
+        value.unwrap().to_owned()
     }
 
     /// What the API itself answers.

@@ -85,6 +85,6 @@ pub async fn cvm_create(
     record(&app, version, &created)
 }
 
-fn record(app: &App, version: ApiVersion, Created { cvm, spec, .. }: &Created) -> Result<Answer> {
-    Ok(json(StatusCode::OK, &view::vm(app, cvm, spec, version)?))
+fn record(app: &App, version: ApiVersion, created: &Created) -> Result<Answer> {
+    Ok(json(StatusCode::OK, &view::vm_created(app, created, version)?))
 }

@@ -179,8 +179,8 @@ async fn commit(
     render(&created)
 }
 
-fn record(app: &App, version: ApiVersion, form: Form, Created { cvm, spec, .. }: &Created) -> Result<Answer> {
-    let vm = view::vm(app, cvm, spec, version)?;
+fn record(app: &App, version: ApiVersion, form: Form, created: &Created) -> Result<Answer> {
+    let vm = view::vm_created(app, created, version)?;
     let status = match form {
         Form::Vm => StatusCode::OK,
         Form::Both => StatusCode::CREATED,
@@ -193,7 +193,8 @@ fn record(app: &App, version: ApiVersion, form: Form, Created { cvm, spec, .. }:
         _ => Map::new(),
     };
     let value = |value: serde_json::Result<Value>| fields(value.expect("wire types have string keys"));
-    let mut all = value(serde_json::to_value(view::cvm(app, cvm, spec, view::Detail::Item)?));
+    let mut all =
+        value(serde_json::to_value(view::cvm(app, &created.cvm, &created.spec, view::Detail::Item)?));
     // What both have is as the older form has it: an id that is a number, where versions have numbers.
     all.extend(value(serde_json::to_value(&vm)));
     Ok(json(status, &all))

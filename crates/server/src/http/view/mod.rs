@@ -25,6 +25,6 @@ pub use place::{
 };
 pub use telemetry::{Guest, guest, observed, uptime};
 pub use text::{Still, Stills, Text, text};
-pub use vm::vm;
+pub use vm::{vm, vm_created};
 
 pub use crate::kms::{KmsKind, env_public_key, kms_info, kms_kind, kms_type};

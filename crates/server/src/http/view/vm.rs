@@ -9,12 +9,36 @@ use crate::app::App;
 use crate::cvm::spec::Spec;
 use crate::cvm::state::Cvm;
 use crate::error::Result;
+use crate::workflow::create::Created;
 
 /// The record of a CVM with this spec.
 ///
 /// # Errors
 /// Those of the store.
 pub fn vm(app: &App, cvm: &Cvm, spec: &Spec, version: ApiVersion) -> Result<wire::Vm> {
+    let deployer = match app.config.kms_is_contract_owned(&cvm.kms) {
+        true => app.store.app(cvm.workspace_id, &cvm.app_id)?.deployer,
+        false => None,
+    };
+    vm_deployed_by(app, cvm, spec, deployer, version)
+}
+
+/// The record of a CVM that was just made, perhaps in a transaction that is not over: who deployed its app's contract is not
+/// read.
+///
+/// # Errors
+/// Those of the store.
+pub fn vm_created(app: &App, created: &Created, version: ApiVersion) -> Result<wire::Vm> {
+    vm_deployed_by(app, &created.cvm, &created.spec, created.deployer.clone(), version)
+}
+
+fn vm_deployed_by(
+    app: &App,
+    cvm: &Cvm,
+    spec: &Spec,
+    deployer: Option<String>,
+    version: ApiVersion,
+) -> Result<wire::Vm> {
     let shown = Shown::of(spec);
     let (id, user_id) = if version.has_string_ids() {
         let user = app.store.account(cvm.workspace_id)?.user_uid;
@@ -23,10 +47,6 @@ pub fn vm(app: &App, cvm: &Cvm, spec: &Spec, version: ApiVersion) -> Result<wire
         (cvm.id.into(), cvm.user_id.into())
     };
     let contract = app.config.kms_is_contract_owned(&cvm.kms).then(|| format!("0x{}", cvm.app_id));
-    let deployer = match &contract {
-        Some(_) => app.store.app(cvm.workspace_id, &cvm.app_id)?.deployer,
-        None => None,
-    };
     Ok(wire::Vm {
         id,
         name: cvm.name.clone(),
@@ -50,8 +70,8 @@ pub fn vm(app: &App, cvm: &Cvm, spec: &Spec, version: ApiVersion) -> Result<wire
         features: Some(shown.features()),
         created_at: cvm.created_at,
         encrypted_env_pubkey: env_public_key(app, &cvm.app_id),
+        deployer_address: deployer.filter(|_| contract.is_some()),
         app_auth_contract_address: contract,
-        deployer_address: deployer,
         public_sysinfo: Some(shown.flag(Flag::PublicSysinfo)),
         public_logs: Some(shown.flag(Flag::PublicLogs)),
         public_tcbinfo: Some(shown.flag(Flag::PublicTcbinfo)),
