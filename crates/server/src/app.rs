@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -174,22 +175,30 @@ impl Chains {
 
 /// Wrong commit tokens, by the address that they came from.
 #[derive(Default)]
-pub struct Guesses(Mutex<HashMap<String, (Timestamp, u32)>>);
+pub struct Guesses(Mutex<HashMap<IpAddr, (Timestamp, u32)>>);
 
 impl Guesses {
     /// Wrong tokens that an address may send in a minute.
     pub const IN_A_MINUTE: u32 = 20;
-    /// Addresses that are remembered before those of earlier minutes are forgotten.
+    /// Networks that are remembered. Those of earlier minutes are forgotten then; if there are too many of this minute, newer
+    /// ones have no guess at all.
     const MOST: usize = 10_000;
 
-    /// One more from this address. False: it is one too many.
-    pub fn again(&self, address: &str, now: Timestamp) -> bool {
+    /// One more from this address, or from another one of its IPv6 network. False: it is one too many.
+    pub fn again(&self, address: IpAddr, now: Timestamp) -> bool {
+        let network = match address.to_canonical() {
+            IpAddr::V4(address) => IpAddr::V4(address),
+            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        };
         let over = |begun: Timestamp| now.duration_since(begun).as_secs() >= 60;
         let mut all = self.0.lock().expect("nothing panics while holding it");
         if all.len() >= Self::MOST {
             all.retain(|_, (begun, _)| !over(*begun));
         }
-        let (begun, count) = all.entry(address.to_owned()).or_insert((now, 0));
+        if all.len() >= Self::MOST && !all.contains_key(&network) {
+            return false;
+        }
+        let (begun, count) = all.entry(network).or_insert((now, 0));
         if over(*begun) {
             (*begun, *count) = (now, 0);
         }
@@ -232,5 +241,30 @@ pub struct LocalKeys(pub Arc<RootKeys>);
 impl GuestKeys for LocalKeys {
     fn unseal(&self, app: &AppId, blob: &[u8]) -> Result<Vec<EnvVar>, String> {
         self.0.unseal_env(app, blob).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guesses_are_counted_by_network_and_remembered_within_bounds() {
+        let (guesses, now) = (Guesses::default(), Timestamp::UNIX_EPOCH);
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        for last in 0..Guesses::IN_A_MINUTE {
+            assert!(guesses.again(address(&format!("2001:db8:0:1::{last:x}")), now));
+        }
+        assert!(!guesses.again(address("2001:db8:0:1:ffff::1"), now), "the same network");
+        assert!(guesses.again(address("2001:db8:0:2::1"), now));
+        for one in 0..Guesses::IN_A_MINUTE {
+            assert!(guesses.again(address(if one % 2 == 0 { "192.0.2.1" } else { "::ffff:192.0.2.1" }), now));
+        }
+        assert!(!guesses.again(address("192.0.2.1"), now), "the same address in two spellings");
+        for many in 0..2 * Guesses::MOST {
+            guesses.again(IpAddr::V4((many as u32).into()), now);
+        }
+        assert_eq!(guesses.0.lock().unwrap().len(), Guesses::MOST);
+        assert!(guesses.again(address("192.0.2.7"), now + jiff::SignedDuration::from_secs(60)));
     }
 }

@@ -1,5 +1,7 @@
 //! Approvals: what waits for a yes, seen and decided on with an API key, or with the commit token alone.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::http::{Extensions, StatusCode, header};
@@ -64,7 +66,7 @@ impl FromRequestParts<App> for Reader {
 /// `Rejected`; `Busy` after too many.
 pub fn of_token(app: &App, peer: &Peer, token: &str) -> Result<Approval> {
     match commit_token::approval_of(app, token) {
-        Err(error @ Error::Rejected { .. }) => match app.guesses.again(&peer.0, app.clock.now()) {
+        Err(error @ Error::Rejected { .. }) => match app.guesses.again(peer.0, app.clock.now()) {
             true => Err(error),
             false => Err(Error::Busy("too many wrong commit tokens; wait a minute".into())),
         },
@@ -73,12 +75,12 @@ pub fn of_token(app: &App, peer: &Peer, token: &str) -> Result<Approval> {
 }
 
 /// The address that a request came from, as far as it is known.
-pub struct Peer(String);
+pub struct Peer(IpAddr);
 
 impl Peer {
     fn of(extensions: &Extensions) -> Self {
         let origin = extensions.get::<Origin>();
-        Self(origin.map_or_else(String::new, |origin| origin.address.to_string()))
+        Self(origin.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |origin| origin.address))
     }
 }
 
@@ -175,7 +177,10 @@ pub async fn approval_commit(
         Some(caller) => caller.author()?,
         None => approval::token_author(approval, reader.request_id),
     };
-    commit_token::still_good(&app, approval)?;
+    match &reader.caller {
+        None => commit_token::still_good(&app, approval)?,
+        Some(_) => commit_token::still_open(&app, approval)?,
+    }
     let receipt = reader.key.map(|key| Receipt::new(key, |done: &Committed| Ok(accepted(done))));
     let done = approval::commit_as_asked(&app, approval, asked.transaction_hash, author, receipt).await?;
     Ok(accepted(&done))

@@ -52,7 +52,7 @@ pub async fn operation_get(
     let operation = find(&app, &caller, id)?;
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     if !text(header::ACCEPT).is_some_and(|accept| accept.contains("text/event-stream")) {
-        return Ok(answer(StatusCode::OK, &view::operation(&app, &operation)?));
+        return Ok(answer(StatusCode::OK, &view::operation_detail(&app, &operation)?));
     }
     let after = match headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?").trim().parse()) {
         None => 0,
@@ -119,7 +119,7 @@ impl Follow {
     }
 
     fn show(&self, event: store::Event) -> Result<Event> {
-        let operation = view::operation(&self.app, &find(&self.app, &self.caller, self.id)?)?;
+        let operation = view::operation_detail(&self.app, &find(&self.app, &self.caller, self.id)?)?;
         let shown = wire::OperationEvent { event: audit::event(&event), operation };
         let data = serde_json::to_string(&shown).expect("wire types have string keys");
         Ok(Event::default().id(event.seq.to_string()).event(event.kind).data(data))

@@ -25,7 +25,7 @@ pub struct KnownRevision {
     pub cvm: CvmUid,
     /// Its number.
     pub number: u64,
-    /// A live CVM has it now, or will when its operation succeeds.
+    /// A live CVM has it now, or will when its operation succeeds, or fails and is put back.
     pub current: bool,
     /// When it was made.
     pub created_at: Timestamp,
@@ -88,7 +88,8 @@ impl Store {
     pub fn known_revisions(&self, app: i64) -> Result<Vec<KnownRevision>> {
         self.read(|connection| {
             let sql = "SELECT r.compose_hash, c.uid, r.number, r.created_at, c.deleted_at IS NULL AND (r.number = c.revision
-                OR r.number = (SELECT o.target FROM operation o WHERE o.id = c.open_op))
+                OR r.number IN (SELECT o.target FROM operation o WHERE o.id = c.open_op
+                  UNION SELECT o.previous FROM operation o WHERE o.id = c.open_op))
               FROM revision r JOIN cvm c ON c.id = r.cvm_id WHERE c.app = ? ORDER BY r.created_at DESC, r.number DESC";
             let mut statement = connection.prepare_cached(sql)?;
             let mut found = statement.query([app])?;

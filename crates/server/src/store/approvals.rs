@@ -35,7 +35,7 @@ pub struct Approval {
     pub purpose: Purpose,
     /// The hash that has to be approved.
     pub compose_hash: ComposeHash,
-    /// What was asked for, as JSON.
+    /// What was asked for, as JSON. Not in lists.
     pub content: String,
     /// The revision that was current then.
     pub base_revision: u64,
@@ -220,9 +220,10 @@ impl Store {
     pub fn approval_for(&self, cvm_id: i64, hash: ComposeHash, now: Timestamp) -> Result<Option<Approval>> {
         self.read(|connection| {
             let sql = format!(
-                "{APPROVAL} WHERE a.cvm_id = ? AND a.compose_hash = ? AND a.purpose = 'update'
+                "{} WHERE a.cvm_id = ? AND a.compose_hash = ? AND a.purpose = 'update'
                  AND (a.state = 'committed' OR a.state = 'open' AND a.expires_at > ?)
-                 ORDER BY a.state = 'open' DESC, a.id DESC LIMIT 1"
+                 ORDER BY a.state = 'open' DESC, a.id DESC LIMIT 1",
+                select("a.patch")
             );
             let mut statement = connection.prepare_cached(&sql)?;
             let mut found = statement.query(params![cvm_id, hash.0, millis(now)])?;
@@ -235,12 +236,13 @@ impl Store {
         self.read(|connection| by_id(connection, id))
     }
 
-    /// Approvals of a workspace, newest first.
+    /// Approvals of a workspace, newest first, without their content.
     pub fn approvals(&self, workspace_id: i64, filter: &ApprovalFilter) -> Result<Vec<Approval>> {
         self.read(|connection| {
             let sql = format!(
-                "{APPROVAL} WHERE c.workspace_id = ?1 AND (?2 IS NULL OR a.cvm_id = ?2) AND (?3 IS NULL OR a.state = ?3)
-                 AND (?4 IS NULL OR a.id < ?4) ORDER BY a.id DESC LIMIT ?5"
+                "{} WHERE c.workspace_id = ?1 AND (?2 IS NULL OR a.cvm_id = ?2) AND (?3 IS NULL OR a.state = ?3)
+                 AND (?4 IS NULL OR a.id < ?4) ORDER BY a.id DESC LIMIT ?5",
+                select("''")
             );
             let mut statement = connection.prepare_cached(&sql)?;
             let asked = params![workspace_id, filter.cvm_id, filter.state, filter.before, filter.limit];
@@ -248,12 +250,14 @@ impl Store {
         })
     }
 
-    /// Open approvals that the server is to commit by itself, oldest first, after the one named, at most `limit`.
+    /// Open approvals that the server is to commit by itself, oldest first, after the one named, at most `limit`. Updates are
+    /// without their content.
     pub fn approvals_to_commit(&self, after: Uuid, now: Timestamp, limit: usize) -> Result<Vec<Approval>> {
         self.read(|connection| {
             let sql = format!(
-                "{APPROVAL} WHERE a.state = 'open' AND a.auto_key IS NOT NULL AND a.attention IS NULL AND a.id > ?
-                 AND a.expires_at > ? ORDER BY a.id LIMIT ?"
+                "{} WHERE a.state = 'open' AND a.auto_key IS NOT NULL AND a.attention IS NULL AND a.id > ?
+                 AND a.expires_at > ? ORDER BY a.id LIMIT ?",
+                select("iif(a.purpose = 'replica', a.patch, '')")
             );
             let mut statement = connection.prepare_cached(&sql)?;
             all(&mut statement.query(params![after, millis(now), limit])?)
@@ -380,13 +384,17 @@ fn note(
     events::append_for(tx, cvm_id, event)
 }
 
-const APPROVAL: &str =
-    "SELECT a.id, a.cvm_id, a.compose_hash, a.patch, a.base_revision, a.token_hash, a.state, a.op, a.user_id,
+/// The columns of an approval. What was asked for may be megabytes, so lists read it only where `content` says.
+fn select(content: &str) -> String {
+    format!(
+        "SELECT a.id, a.cvm_id, a.compose_hash, {content}, a.base_revision, a.token_hash, a.state, a.op, a.user_id,
   a.expires_at, a.purpose, a.auto_user, a.auto_key, a.attention, a.created_at, c.uid,
-  (SELECT username FROM user WHERE id = a.user_id) FROM approval a JOIN cvm c ON c.id = a.cvm_id";
+  (SELECT username FROM user WHERE id = a.user_id) FROM approval a JOIN cvm c ON c.id = a.cvm_id"
+    )
+}
 
 fn by_id(connection: &Connection, id: Uuid) -> Result<Option<Approval>> {
-    let mut statement = connection.prepare_cached(&format!("{APPROVAL} WHERE a.id = ?"))?;
+    let mut statement = connection.prepare_cached(&format!("{} WHERE a.id = ?", select("a.patch")))?;
     let mut found = statement.query([id])?;
     found.next()?.map(approval).transpose()
 }

@@ -123,7 +123,7 @@ async fn commit_on_chain(app: &App, waiting: Vec<Waiting>) -> Result<()> {
 /// `Unavailable` if it is the chain that does not answer.
 async fn standings(contract: &Contract<'_>, subjects: &[Subject]) -> Result<Vec<Option<Standing>>> {
     let mut found = vec![None; subjects.len()];
-    let mut parts = Vec::from([0..subjects.len()]);
+    let mut parts: Vec<_> = std::iter::once(0..subjects.len()).collect();
     while let Some(part) = parts.pop() {
         match contract.standings(&subjects[part.clone()]).await {
             Ok(standings) => {
@@ -151,6 +151,8 @@ async fn commit_one(app: &App, approval: &Approval, by: AutoBy) -> Result<()> {
     if let Some(why) = no_longer_may(app, approval, by)? {
         return set(app, approval, Auto::Refused(why)).await;
     }
+    // With its content, and as it is by now.
+    let Some(approval) = &app.store.approval(approval.id)? else { return Ok(()) };
     let author = Author { user_id: by.user_id, key_id: Some(by.key_id), request_id: None };
     match approval::commit_as_asked(app, approval, TxProof::StateOnly, author, None).await {
         Ok(Committed::Update(accepted)) => {

@@ -101,14 +101,27 @@ pub fn looks_like(text: &str) -> bool {
 /// # Errors
 /// `TokenUsed` naming the operation; `Rejected`: expired, superseded or cancelled.
 pub fn still_good(app: &App, approval: &Approval) -> Result<()> {
+    closed(app, approval)?.map_or(Ok(()), |why| Err(refused(why)))
+}
+
+/// The same for who has no token, but an API key.
+///
+/// # Errors
+/// As above.
+pub fn still_open(app: &App, approval: &Approval) -> Result<()> {
+    closed(app, approval)?.map_or(Ok(()), |why| {
+        let message = format!("approval {} cannot be committed: {why}", approval.id);
+        Err(Error::Rejected { code: None, field: None, message })
+    })
+}
+
+fn closed(app: &App, approval: &Approval) -> Result<Option<&'static str>> {
     match approval.state {
-        ApprovalState::Open if approval.expires_at > app.clock.now() => Ok(()),
-        ApprovalState::Open | ApprovalState::Expired => {
-            Err(refused("it has expired; prepare the update again"))
-        }
+        ApprovalState::Open if approval.expires_at > app.clock.now() => Ok(None),
+        ApprovalState::Open | ApprovalState::Expired => Ok(Some("it has expired; prepare the update again")),
         ApprovalState::Committed(by) => Err(Error::TokenUsed { by }),
-        ApprovalState::Superseded => Err(refused("a newer one has taken its place")),
-        ApprovalState::Cancelled => Err(refused("the update was called off")),
+        ApprovalState::Superseded => Ok(Some("a newer one has taken its place")),
+        ApprovalState::Cancelled => Ok(Some("the update was called off")),
     }
 }
 

@@ -9,6 +9,7 @@ use casemate_server::config::Config;
 use casemate_server::cvm::state::{Cvm, Status};
 use casemate_server::driver::Driver;
 use casemate_server::driver::fault::{Fault, Planned};
+use casemate_server::store::ApprovalFilter;
 use casemate_server::workflow::operation::{FailCode, Operation, State, StepName};
 use casemate_server::workflow::worker::{self, Moment, NoProbe, Probe};
 use casemate_testkit::{World, compose};
@@ -678,4 +679,58 @@ async fn a_key_service_taken_out_of_the_settings_frees_nobody_from_approval() {
     }
     assert_eq!(again.json(&stage.path("")).await["status"], "running");
     assert_eq!((stage.now().revision, stage.boots().await), (1, boots));
+}
+
+struct AtStart<'a>(&'a Stage, std::sync::Mutex<Vec<(u64, bool)>>);
+
+#[async_trait::async_trait]
+impl Probe for AtStart<'_> {
+    async fn reached(&self, _: &Operation, step: StepName, moment: Moment) -> bool {
+        if (step, moment) == (StepName::Start, Moment::Before) {
+            let known = self.0.world.app.store.known_revisions(self.0.cvm.app).expect("reads");
+            *self.1.lock().expect("held by nobody") =
+                known.iter().map(|one| (one.number, one.current)).collect();
+        }
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hash_that_a_put_back_would_need_is_in_use() {
+    let stage = Stage::start().await;
+    stage.approved(json!({ "public_logs": false })).await;
+    let probe = AtStart(&stage, std::sync::Mutex::default());
+    stage.world.settle_with(&probe).await;
+    assert_eq!(*probe.1.lock().expect("held by nobody"), [(2, true), (1, true)]);
+    let known = stage.world.app.store.known_revisions(stage.cvm.app).expect("reads");
+    assert_eq!(known.iter().map(|one| one.current).collect::<Vec<_>>(), [true, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_of_approvals_carry_no_contents() {
+    let stage = Stage::start().await;
+    stage.prepare(json!({ "docker_compose_file": compose("web:2") })).await;
+    let store = &stage.world.app.store;
+    let filter = ApprovalFilter { limit: 9, ..ApprovalFilter::default() };
+    let listed = store.approvals(stage.cvm.workspace_id, &filter).expect("reads");
+    assert_eq!(listed[0].content, "");
+    assert!(store.approval(listed[0].id).expect("reads").expect("is there").content.contains("web:2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_approval_that_is_over_says_so_to_who_has_a_key() {
+    let stage = Stage::start().await;
+    let answer = stage
+        .client
+        .header("x-prepare-only", "true")
+        .patch(&stage.path(""), json!({ "vcpu": 2, "public_logs": false }))
+        .await;
+    let path = format!("/approvals/{}", text(&detail(&answer, "approval_id")));
+    let (_, token) = stage.prepare(json!({ "vcpu": 2, "public_logs": false })).await;
+    let refused = stage.client.post(&format!("{path}/commit"), json!({})).await.expect(400);
+    assert!(
+        text(&refused["detail"]).ends_with("cannot be committed: a newer one has taken its place"),
+        "{refused}"
+    );
+    assert_eq!(code(&stage.commit(&token, "", "").await, 468), "ERR-01-008");
 }

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use casemate_server::store::{Error, Of};
+use casemate_server::cvm::spec::{Long, Spec};
+use casemate_server::cvm::state::Power;
+use casemate_server::store::{Error, NewOperation, NewSpec, Of};
+use casemate_server::workflow::operation::{Kind, Options};
 use casemate_server::workflow::{power, sweep};
 use casemate_testkit::{World, compose};
+use casemate_types::ids::OperationId;
 use casemate_types::patch::{CvmPatch, Sparse};
 use tokio_util::sync::CancellationToken;
 
@@ -89,4 +93,33 @@ async fn a_server_that_runs_for_a_minute_sweeps() {
     assert!(matches!(world.app.store.cvm_uid(cvm.id), Err(Error::Missing)));
     stop.cancel();
     sweeping.await.expect("it ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_revision_is_stored_without_its_long_parts() {
+    let world = World::start().await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    let mut spec = world.app.store.spec(cvm.id, 1).expect("the spec").outline();
+    spec.vcpu += 1;
+    let accept = |spec: Spec| {
+        let new = NewOperation {
+            id: OperationId(world.clock.new_id()),
+            cvm_id: cvm.id,
+            kind: Kind::Update,
+            steps: Kind::Update.steps(Power::On).to_vec(),
+            power: None,
+            spec: Some(NewSpec { spec, content_of: None }),
+            options: Options::default(),
+            diff: Vec::new(),
+            closes: None,
+            author: Some(world.author()),
+            at: world.clock.now(),
+        };
+        world.app.store.operation_accept(new, world.cvm(&cvm), None)
+    };
+    let mut lost = spec.clone();
+    lost.user_config = Some(Long::elsewhere([9; 32]));
+    accept(lost).await.expect_err("nobody has that part");
+    assert_eq!(world.cvm(&cvm).open, None);
+    accept(spec).await.expect("its parts are those of the first revision");
 }

@@ -19,7 +19,7 @@ pub use approval::{approval, approval_detail, calls, contract_call, revocation};
 pub use compose::Shown;
 pub use cvm::{Detail, cvm, flat, hosted, machine_info};
 pub use logs::{container_log_url, log_urls, signature_holds, syslog_url};
-pub use operation::operation;
+pub use operation::{operation, operation_detail};
 pub use place::{
     endpoints, image_version, instance_type, node_ref, os_ref, teepod_ref, user_ref, workspace_ref,
 };

@@ -6,7 +6,15 @@ use crate::app::App;
 use crate::error::Result;
 use crate::workflow::operation::{Operation, State};
 
-/// One operation.
+/// One operation, by itself: with how to take back what it left allowed.
+///
+/// # Errors
+/// Those of the store.
+pub fn operation_detail(app: &App, of: &Operation) -> Result<wire::Operation> {
+    Ok(wire::Operation { revocation: super::revocation(app, of)?, ..operation(app, of)? })
+}
+
+/// One operation of many.
 ///
 /// # Errors
 /// Those of the store.
@@ -41,7 +49,7 @@ pub fn operation(app: &App, operation: &Operation) -> Result<wire::Operation> {
         diff: operation.diff.iter().cloned().map(Into::into).collect(),
         reason,
         put_back,
-        revocation: super::revocation(app, operation)?,
+        revocation: None,
         downtime_ms: operation.downtime_ms,
         created_at: operation.created_at,
         ended_at: operation.state.ended_at(),

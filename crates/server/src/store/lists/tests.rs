@@ -21,6 +21,7 @@ const ROWS: &str = "
     SELECT printf('cvm_a%06d', n), unhex(printf('%s%024d', digits, n)), workspace, workspace, iif(n = 19999, 19998, n),
       1 + (n % 100 = 1), printf('web-%06d', n), 0, unhex(printf('%s%032d', digits, n + 1)),
       iif(n % 2, 'running', 'stopped'), 'on', 1, 1, 1, 1, 1, 1, n % 5000 = 1, 0, 0 FROM n;
+  INSERT INTO body (cvm_id, sha256, bytes) SELECT n, x'', x'' FROM n;
   INSERT INTO revision (cvm_id, number, compose_hash, document, vcpu, memory_mb, disk_gb, gpus, image, instance_seed, cause, user_id,
       op, created_at)
     SELECT n, 1, x'', x'', 1 + (n % 1000 = 1), 2048, 20, '{}', 'image', x'', 'create', 1, x'', 0 FROM n;

@@ -199,7 +199,11 @@ CREATE TABLE revision (
   user_id       INTEGER,                       -- NULL: the server itself
   op            BLOB NOT NULL,
   created_at    INTEGER NOT NULL,
-  PRIMARY KEY (cvm_id, number)
+  PRIMARY KEY (cvm_id, number),
+  FOREIGN KEY (cvm_id, compose_hash) REFERENCES body,
+  FOREIGN KEY (cvm_id, document) REFERENCES body,
+  FOREIGN KEY (cvm_id, sealed_env) REFERENCES body,
+  FOREIGN KEY (cvm_id, user_config) REFERENCES body
 ) STRICT;
 
 -- Work. A row is the whole truth about an operation; steps are part of it.
