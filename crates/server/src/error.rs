@@ -90,6 +90,9 @@ pub enum Error {
     },
     /// A bug, or damage.
     #[error("internal error while trying to {doing}")]
+    /// The settings lack something that this needs; the message names it.
+    #[error("{0}")]
+    NotConfigured(String),
     Internal {
         /// What was going on.
         doing: &'static str,
@@ -236,7 +239,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Conflict { code, .. } => code.is_none(),
-            Self::Busy(_) | Self::Unavailable { .. } => true,
+            Self::Busy(_) | Self::Unavailable { .. } | Self::NotConfigured(_) => true,
             Self::NotFound { .. }
             | Self::Invalid(_)
             | Self::NoRoom(_)

@@ -48,7 +48,7 @@ fn status(error: &Error) -> StatusCode {
         Error::Proof { check: ProofCheck::Contract, .. } => special(468),
         Error::Gone { .. } => StatusCode::GONE,
         Error::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
-        Error::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        Error::Unavailable { .. } | Error::NotConfigured(_) => StatusCode::SERVICE_UNAVAILABLE,
         Error::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
@@ -101,7 +101,8 @@ fn body(error: Error) -> ErrorBody {
         | Error::Changed { .. }
         | Error::Gone { .. }
         | Error::Busy(_)
-        | Error::Unavailable { .. } => ErrorBody::plain(message),
+        | Error::Unavailable { .. }
+        | Error::NotConfigured(_) => ErrorBody::plain(message),
     }
 }
 

@@ -476,24 +476,17 @@ pub(super) async fn prove(
 /// What the contract allows now.
 ///
 /// # Errors
-/// Why that cannot be found out, for the log.
-pub(super) async fn allowed_now(
-    app: &App,
-    cvm: &Cvm,
-    compose_hash: ComposeHash,
-) -> std::result::Result<Allowed, String> {
-    let asked = async {
-        let contract = onchain::contract(app, &cvm.kms)?.ok_or(Error::NotFound { what: Resource::Kms })?;
-        let device = onchain::device(app, cvm.node_id)?;
-        Ok(match contract.check(cvm.app_id, compose_hash, device, TxProof::StateOnly).await? {
-            Verdict::Confirmed(_) => Allowed { compose_hash: true, device: true },
-            Verdict::NotAllowed(allowed) => allowed,
-            Verdict::NotYet(why) | Verdict::OtherTransaction(why) => {
-                return Err(Error::Unavailable { service: "the chain", source: why.into() });
-            }
-        })
-    };
-    asked.await.map_err(|error| error.with_causes())
+/// `Unavailable` or `NotConfigured`.
+pub(super) async fn allowed_now(app: &App, cvm: &Cvm, compose_hash: ComposeHash) -> Result<Allowed> {
+    let contract = onchain::contract(app, &cvm.kms)?.ok_or(Error::NotFound { what: Resource::Kms })?;
+    let device = onchain::device(app, cvm.node_id)?;
+    match contract.check(cvm.app_id, compose_hash, device, TxProof::StateOnly).await? {
+        Verdict::Confirmed(_) => Ok(Allowed { compose_hash: true, device: true }),
+        Verdict::NotAllowed(allowed) => Ok(allowed),
+        Verdict::NotYet(why) | Verdict::OtherTransaction(why) => {
+            Err(Error::Unavailable { service: "the chain", source: why.into() })
+        }
+    }
 }
 
 /// What the contract allows now; nothing if that cannot be found out.

@@ -18,7 +18,7 @@ pub async fn allowed(app: &App, node: &Node, work: &Work) -> Result<(), Trouble>
             let message = format!("the key service gives it no keys; its contract says: {reason}");
             Err(Trouble::Fail(FailReason { code: FailCode::BootFailed, message }))
         }
-        Err(error) => Err(step::away(app, &work.operation, "the chain", error.with_causes())),
+        Err(error) => Err(step::unanswered(app, &work.operation, error)),
     }
 }
 

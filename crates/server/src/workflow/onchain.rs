@@ -42,18 +42,30 @@ pub struct Contract<'a> {
 /// The contract behind the key service with this slug; none for one that asks nobody.
 ///
 /// # Errors
-/// `Unavailable` if it is not configured, or nothing that speaks for its chain.
-pub fn contract<'a>(app: &'a App, slug: &str) -> Result<Option<Contract<'a>>> {
+/// `NotConfigured`: its CVMs were made with other settings.
+pub fn settings<'a>(app: &'a App, slug: &str) -> Result<Option<&'a ContractKms>> {
     if !app.config.kms_is_contract_owned(slug) {
         return Ok(None);
     }
-    let kms = app.config.contract_kms(slug).ok_or_else(|| Error::Unavailable {
-        service: "the key service",
-        source: format!("kms.contracts of the settings has no `{slug}`").into(),
-    })?;
-    let missing = || Error::Unavailable {
-        service: SERVICE,
-        source: format!("no endpoint is configured for chain {}", kms.chain_id).into(),
+    let missing = || {
+        Error::NotConfigured(format!(
+            "the keys are with key service `{slug}`, which is not one of `kms.contracts` in the server's settings"
+        ))
+    };
+    app.config.contract_kms(slug).ok_or_else(missing).map(Some)
+}
+
+/// The contract behind the key service with this slug; none for one that asks nobody.
+///
+/// # Errors
+/// `NotConfigured` if it is not set, or nothing that speaks for its chain.
+pub fn contract<'a>(app: &'a App, slug: &str) -> Result<Option<Contract<'a>>> {
+    let Some(kms) = settings(app, slug)? else { return Ok(None) };
+    let missing = || {
+        Error::NotConfigured(format!(
+            "key service `{slug}` asks chain {}, which is not one of `chains` in the server's settings",
+            kms.chain_id
+        ))
     };
     let chain = app.chains.get(kms.chain_id).ok_or_else(missing)?;
     Ok(Some(Contract { app, kms, chain }))

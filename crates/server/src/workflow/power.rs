@@ -3,7 +3,8 @@
 use casemate_types::error::codes;
 use casemate_types::ids::OperationId;
 
-use super::operation::{Kind, Lane, Options};
+use super::onchain;
+use super::operation::{Kind, Lane, Options, StepName};
 use super::update::{ATTEMPTS, busy};
 use crate::app::App;
 use crate::auth::Author;
@@ -98,6 +99,10 @@ async fn wait_for_turn(
         let mut new = new_operation(app, &cvm, kind, options.clone(), order.author.clone());
         if kind == Kind::Start && cvm.status == Status::Running {
             new.steps.clear();
+        }
+        if new.steps.contains(&StepName::Start) {
+            // It would wait for its keys for ever, and not run meanwhile.
+            onchain::contract(app, &cvm.kms)?;
         }
         match app.store.operation_accept(new, cvm.clone(), order.receipt.clone()).await {
             Ok(accepted) => {

@@ -7,6 +7,7 @@ use crate::app::App;
 use crate::app::Node;
 use crate::cvm::spec::{Booking, Spec};
 use crate::driver::{self, AfterTimeout, At, Driver, Guest, Observed, Stop, Stopped};
+use crate::error::Error;
 use crate::store::Work;
 use crate::workflow::operation::{FailCode, FailReason, Kind, Operation, StepName};
 use crate::workflow::sealed;
@@ -135,13 +136,13 @@ async fn allowed(
                 format!("the key service would give it no keys; its contract says: {reason}")
             }
             Ok(_) => return Ok(Ok(())),
-            Err(error) => return Err(away(app, &work.operation, "the chain", error.with_causes())),
+            Err(error) => return Err(unanswered(app, &work.operation, error)),
         },
         Ok(allowed) if allowed.compose_hash => {
             "the app's contract does not allow the node's device".to_owned()
         }
         Ok(_) => format!("the app's contract does not allow compose hash {hash}"),
-        Err(why) => return Err(away(app, &work.operation, "the chain", why)),
+        Err(error) => return Err(unanswered(app, &work.operation, error)),
     };
     Ok(Err(FailReason { code: FailCode::NotAllowed, message }))
 }
@@ -283,13 +284,29 @@ fn trouble(app: &App, operation: &Operation, node: &Node, error: driver::Error) 
     }
 }
 
+/// The chain did not say whether something is allowed.
+pub(super) fn unanswered(app: &App, operation: &Operation, error: Error) -> Trouble {
+    match error {
+        // Only a process with other settings can ask.
+        Error::NotConfigured(message) if is_untouched(operation) => {
+            Trouble::Fail(FailReason { code: FailCode::Unreachable, message })
+        }
+        Error::NotConfigured(what) => Trouble::Wait { what, detail: None },
+        error => away(app, operation, "the chain", error.with_causes()),
+    }
+}
+
+/// Is the machine still as it was before the operation?
+fn is_untouched(operation: &Operation) -> bool {
+    operation.current_step().is_some_and(|step| step.name == StepName::Stage)
+}
+
 /// `who` does not answer. Before the machine is touched, that is waited for only so long.
 pub(super) fn away(app: &App, operation: &Operation, who: &str, why: String) -> Trouble {
     let step = operation.current_step();
     let begun = step.and_then(|step| step.started_at).unwrap_or(operation.created_at);
-    let untouched = step.is_some_and(|step| step.name == StepName::Stage);
     let waited = Duration::try_from(app.clock.now().duration_since(begun)).unwrap_or_default();
-    if untouched && waited >= GIVE_UP_BEFORE_STOP {
+    if is_untouched(operation) && waited >= GIVE_UP_BEFORE_STOP {
         tracing::warn!(op.id = %operation.id, why, "{who} did not answer");
         let message = format!("{who} did not answer for {} s", waited.as_secs());
         Trouble::Fail(FailReason { code: FailCode::Unreachable, message })

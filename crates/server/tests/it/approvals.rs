@@ -9,7 +9,6 @@ use casemate_server::config::Config;
 use casemate_server::cvm::state::{Cvm, Status};
 use casemate_server::driver::Driver;
 use casemate_server::driver::fault::{Fault, Planned};
-use casemate_server::store::ApprovalFilter;
 use casemate_server::workflow::operation::{FailCode, Operation, State, StepName};
 use casemate_server::workflow::worker::{self, Moment, NoProbe, Probe};
 use casemate_testkit::{World, compose};
@@ -707,30 +706,51 @@ async fn a_hash_that_a_put_back_would_need_is_in_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lists_of_approvals_carry_no_contents() {
+async fn without_its_key_service_nothing_boots_and_the_answer_names_the_setting() {
     let stage = Stage::start().await;
-    stage.prepare(json!({ "docker_compose_file": compose("web:2") })).await;
-    let store = &stage.world.app.store;
-    let filter = ApprovalFilter { limit: 9, ..ApprovalFilter::default() };
-    let listed = store.approvals(stage.cvm.workspace_id, &filter).expect("reads");
-    assert_eq!(listed[0].content, "");
-    assert!(store.approval(listed[0].id).expect("reads").expect("is there").content.contains("web:2"));
-}
+    let prepare = stage.client.header("x-prepare-only", "true");
+    let answer = prepare.patch(&stage.path(""), json!({ "public_logs": false })).await;
+    let (asked, token) = (hash(&answer), text(&detail(&answer, "commit_token")));
+    let approval = format!("/approvals/{}", text(&detail(&answer, "approval_id")));
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.client.post(&stage.path("/stop"), json!({})).await.expect(200);
+    stage.world.settle().await;
+    let config = Config { contract_kms: Vec::new(), ..stage.world.app.config.clone() };
+    let app = stage.world.restarted_with(config).await;
+    let without = stage.client.at(app.clone());
+    let refused = |answer: Answer| {
+        let body = answer.expect(503).to_string();
+        assert!(body.contains("`kms.contracts`") && body.contains("`base`"), "{body}");
+    };
+    for (route, body) in [
+        ("/start", json!({})),
+        ("/restart", json!({})),
+        ("/compose_file/provision", json!({ "docker_compose_file": compose("web:2") })),
+        ("/is-allowed", json!({})),
+        ("/replicas", json!({})),
+        ("/commit-update", json!({ "token": token, "compose_hash": "", "transaction_hash": "" })),
+    ] {
+        refused(without.post(&stage.path(route), body).await);
+    }
+    refused(without.patch(&stage.path(""), json!({ "docker_compose_file": compose("web:2") })).await);
+    refused(without.get(&approval).await);
+    refused(without.get(&format!("/apps/{}/allowed", stage.cvm.app_id)).await);
 
-#[tokio::test(start_paused = true)]
-async fn an_approval_that_is_over_says_so_to_who_has_a_key() {
-    let stage = Stage::start().await;
-    let answer = stage
-        .client
-        .header("x-prepare-only", "true")
-        .patch(&stage.path(""), json!({ "vcpu": 2, "public_logs": false }))
-        .await;
-    let path = format!("/approvals/{}", text(&detail(&answer, "approval_id")));
-    let (_, token) = stage.prepare(json!({ "vcpu": 2, "public_logs": false })).await;
-    let refused = stage.client.post(&format!("{path}/commit"), json!({})).await.expect(400);
-    assert!(
-        text(&refused["detail"]).ends_with("cannot be committed: a newer one has taken its place"),
-        "{refused}"
-    );
-    assert_eq!(code(&stage.commit(&token, "", "").await, 468), "ERR-01-008");
+    // What was accepted before waits for the setting, and says so.
+    let started = stage.client.post(&stage.path("/start"), json!({})).await;
+    started.expect(200);
+    let open = stage.now().open.expect("it is being started").id;
+    let now = stage.world.clock.now();
+    let work = app.store.operation_claim(None, now, now + Duration::from_secs(30), 1).await.expect("claims");
+    for work in work {
+        worker::carry(&app, work, &NoProbe).await;
+    }
+    let waiting_for = stage.world.operation(open).waiting_for.expect("says what it waits for");
+    assert!(waiting_for.contains("`kms.contracts`"), "{waiting_for}");
+    // With the setting everything goes on.
+    stage.world.settle().await;
+    assert_eq!(stage.now().status, Status::Running);
+    stage.commit(&token, "", "").await.expect(202);
+    stage.world.settle().await;
+    assert_eq!(stage.hash_of(stage.now().revision), asked);
 }

@@ -19,9 +19,9 @@ use crate::http::answer::json;
 use crate::http::extract::{Body, On, Params};
 use crate::http::view;
 use crate::store::{self, Answer, Provision};
-use crate::workflow::approval;
 use crate::workflow::operation::Kind;
 use crate::workflow::update::{check_env_keys, plan};
+use crate::workflow::{approval, onchain};
 
 /// Prepare a compose document
 ///
@@ -47,7 +47,7 @@ pub async fn compose_file_provision(
         Plan::Nothing | Plan::Records { .. } => (current.compose.hash, Vec::new()),
     };
     let node = app.node(on.cvm.node_id).ok_or(Error::NotFound { what: Resource::Node })?;
-    let contract_owned = app.config.kms_is_contract_owned(&on.cvm.kms);
+    let contract_owned = onchain::contract(&app, &on.cvm.kms)?.is_some();
     let registered = match contract_owned {
         true => approval::onchain_status(&app, &on.cvm, compose_hash).await,
         false => None,

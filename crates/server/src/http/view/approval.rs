@@ -45,7 +45,7 @@ pub fn approval(app: &App, cvm: &Cvm, approval: &Approval) -> wire::Approval {
 /// Those of the store; the key service is no longer configured.
 pub async fn approval_detail(app: &App, found: &Approval) -> Result<wire::ApprovalDetail> {
     let cvm = workflow::cvm_of(app, found)?;
-    let kms = app.config.contract_kms(&cvm.kms).ok_or(Error::NotFound { what: Resource::Kms })?;
+    let kms = onchain::settings(app, &cvm.kms)?.ok_or(Error::NotFound { what: Resource::Kms })?;
     let base = app.store.spec(cvm.id, found.base_revision)?;
     let (target, node_id, problem) = match found.purpose {
         Purpose::Replica => {
