@@ -1,17 +1,22 @@
 //! What is looked at before somebody signs: a hash cannot be read, and a server could ask for another one than it says.
 
 use casemate_sdk::types::compose::ComposeDoc;
-use casemate_sdk::wire::ApprovalDetail;
+use casemate_sdk::wire::{ApprovalDetail, ApprovalState};
 
 use crate::commands::changes::Texts;
 use crate::error::{Failure, Result};
 
-/// The text that the server shows has the hash that it asks to allow; and it is what was typed, as far as something was.
+/// The approval is still open; the text that the server shows has the hash that it asks to allow; and it is what was typed, as
+/// far as something was.
 pub(crate) fn before_signing(detail: &ApprovalDetail, typed: Option<&Texts>) -> Result<()> {
     let refused = |what: &str| {
         let hint = format!("`casemate approvals show {}` shows what it is about", detail.approval.id);
         Err(Failure::failed(format!("nothing was signed: {what}")).hint(hint))
     };
+    if detail.approval.state != ApprovalState::Open {
+        // Signing costs something, and could not be committed.
+        return refused(&format!("the approval is {}", detail.approval.state));
+    }
     if let Some(problem) = &detail.problem {
         return refused(problem);
     }
@@ -91,6 +96,10 @@ mod tests {
         before_signing(&swapped, None).unwrap();
         let refused = format!("{:?}", before_signing(&swapped, Some(&typed(COMPOSE))).unwrap_err());
         assert!(refused.contains("is not that of what you gave"), "{refused}");
+        let mut ended = good.clone();
+        ended.approval.state = ApprovalState::Superseded;
+        let refused = format!("{:?}", before_signing(&ended, None).unwrap_err());
+        assert!(refused.contains("the approval is superseded"), "{refused}");
         let outdated = ApprovalDetail { problem: Some("changed since".into()), ..good };
         assert!(before_signing(&outdated, None).is_err());
     }
