@@ -22,6 +22,7 @@ mod onchain;
 mod openapi;
 mod operations;
 mod patch;
+mod proofs;
 mod reads;
 mod scene;
 mod slow_guests;
