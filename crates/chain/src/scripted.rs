@@ -33,6 +33,7 @@ struct Script {
     blocks: u64,
     timestamp: u64,
     down: bool,
+    silent: bool,
     odd: HashSet<AppId>,
     shallow: HashSet<AppId>,
     held: bool,
@@ -173,6 +174,11 @@ impl Scripted {
         self.script().down = down;
     }
 
+    /// From now on the chain is asked for its [`State`] and never answers, or does again.
+    pub fn set_silent(&self, silent: bool) {
+        self.script().silent = silent;
+    }
+
     /// From now on nobody can make sense of what this app's contract says, or can again.
     pub fn set_odd(&self, app: AppId, odd: bool) {
         let mut script = self.script();
@@ -244,6 +250,10 @@ impl Chain for Scripted {
     }
 
     async fn state(&self, subjects: &[Subject]) -> Result<State, Error> {
+        let silent = self.script().silent;
+        if silent {
+            std::future::pending::<()>().await;
+        }
         for subject in subjects {
             drop(self.asked_about(subject.app_id)?);
         }

@@ -57,9 +57,11 @@ pub enum Error {
         /// The tag that the caller sent.
         expected: String,
     },
-    /// The commit token was used before.
-    #[error("invalid commit token: it was used; operation {by} carries the update out")]
-    TokenUsed {
+    /// The approval was committed before.
+    #[error("{what} was committed already; operation {by} carries it out")]
+    Committed {
+        /// The approval, or the token that belongs to it.
+        what: &'static str,
         /// The operation that it started.
         by: OperationId,
     },
@@ -88,11 +90,11 @@ pub enum Error {
         /// Why.
         source: Source,
     },
-    /// A bug, or damage.
-    #[error("internal error while trying to {doing}")]
     /// The settings lack something that this needs; the message names it.
     #[error("{0}")]
     NotConfigured(String),
+    /// A bug, or damage.
+    #[error("internal error while trying to {doing}")]
     Internal {
         /// What was going on.
         doing: &'static str,
@@ -247,7 +249,7 @@ impl Error {
             | Self::Unauthenticated(_)
             | Self::Forbidden { .. }
             | Self::Changed { .. }
-            | Self::TokenUsed { .. }
+            | Self::Committed { .. }
             | Self::Proof { .. }
             | Self::Gone { .. }
             | Self::Internal { .. } => false,

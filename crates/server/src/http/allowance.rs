@@ -17,7 +17,7 @@ use super::view;
 use crate::app::App;
 use crate::cvm::state::Cvm;
 use crate::error::{Error, Resource, Result};
-use crate::store::AppRow;
+use crate::store::{AppRow, KnownRevision};
 use crate::workflow::allowance::{self, IsAllowed};
 use crate::workflow::onchain;
 
@@ -204,19 +204,18 @@ pub async fn app_allowed(
     let row: AppRow = apps::find(&app, &caller, &named)?;
     let contract = allowance::contract_of(&app, &row.kms)?;
     let found = allowance::allowed_hashes(&app, &row).await?;
-    let items = found.hashes.into_iter().map(|(compose_hash, revisions)| wire::AllowedHash {
-        compose_hash,
-        in_use: revisions.iter().any(|revision| revision.current),
-        revisions: revisions
-            .into_iter()
-            .map(|revision| wire::HashRevision {
-                cvm_id: revision.cvm,
-                revision: revision.number,
-                current: revision.current,
-                created_at: revision.created_at,
-            })
-            .collect(),
-        removal: view::contract_call(row.app_id, Action::RemoveComposeHash(compose_hash)),
+    let shown = |revision: KnownRevision| wire::HashRevision {
+        cvm_id: revision.cvm,
+        revision: revision.number,
+        current: revision.current,
+        created_at: revision.created_at,
+    };
+    let items = found.hashes.into_iter().map(|(compose_hash, revisions)| {
+        let in_use = revisions.iter().any(|revision| revision.current);
+        let removal =
+            (!in_use).then(|| view::contract_call(row.app_id, Action::RemoveComposeHash(compose_hash)));
+        let revisions = revisions.into_iter().map(shown).collect();
+        wire::AllowedHash { compose_hash, in_use, revisions, removal }
     });
     let list = wire::AllowedHashes {
         app_id: row.app_id,

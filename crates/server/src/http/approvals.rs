@@ -23,7 +23,7 @@ use crate::store::{
     self, Answer, Approval, ApprovalFilter, ApprovalState, Auto, AutoBy, Receipt, RequestKey,
 };
 use crate::workflow::approval::{self, Committed};
-use crate::workflow::commit_token;
+use crate::workflow::commit_token::{self, Named};
 
 /// Who looks at one approval: somebody of its workspace, or whoever has its token.
 pub struct Reader {
@@ -134,15 +134,7 @@ pub async fn approval_list(State(app): State<App>, caller: Caller, params: Param
     let more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| more).map(|approval| approval.id.to_string());
-    let mut items = Vec::with_capacity(found.len());
-    for approval in &found {
-        match app.store.cvm(approval.cvm_id) {
-            Ok(cvm) => items.push(view::approval(&app, &cvm, approval)),
-            // It was deleted a moment ago, and its approvals with it.
-            Err(store::Error::Missing) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let items = found.iter().map(|approval| view::approval(&app, approval)).collect();
     Ok(answer(StatusCode::OK, &wire::ApprovalPage { items, next_cursor }))
 }
 
@@ -173,14 +165,11 @@ pub async fn approval_commit(
     params.only(&[])?;
     let asked = ApprovalCommit::from_json(&body).map_err(Error::Invalid)?;
     let approval = &reader.approval;
-    let author = match &reader.caller {
-        Some(caller) => caller.author()?,
-        None => approval::token_author(approval, reader.request_id),
+    let (author, named) = match &reader.caller {
+        Some(caller) => (caller.author()?, Named::Id),
+        None => (approval::token_author(approval, reader.request_id), Named::Token),
     };
-    match &reader.caller {
-        None => commit_token::still_good(&app, approval)?,
-        Some(_) => commit_token::still_open(&app, approval)?,
-    }
+    commit_token::still_good(&app, approval, named)?;
     let receipt = reader.key.map(|key| Receipt::new(key, |done: &Committed| Ok(accepted(done))));
     let done = approval::commit_as_asked(&app, approval, asked.transaction_hash, author, receipt).await?;
     Ok(accepted(&done))
@@ -249,7 +238,7 @@ fn shown(app: &App, caller: &Caller) -> Option<Receipt<Approval>> {
 }
 
 fn show(app: &App, approval: &Approval) -> Result<Answer> {
-    Ok(json(StatusCode::OK, &view::approval(app, &approval::cvm_of(app, approval)?, approval)))
+    Ok(json(StatusCode::OK, &view::approval(app, approval)))
 }
 
 fn closed(error: store::Error) -> Error {

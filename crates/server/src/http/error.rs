@@ -38,7 +38,7 @@ fn status(error: &Error) -> StatusCode {
         Error::NotFound { .. } => StatusCode::NOT_FOUND,
         Error::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
         Error::Rejected { code: Some(codes::INVALID_COMPOSE_FILE), .. } => StatusCode::UNPROCESSABLE_ENTITY,
-        Error::Rejected { .. } | Error::TokenUsed { .. } => StatusCode::BAD_REQUEST,
+        Error::Rejected { .. } | Error::Committed { .. } => StatusCode::BAD_REQUEST,
         Error::Conflict { .. } | Error::NoRoom(_) => StatusCode::CONFLICT,
         Error::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
         Error::Forbidden { .. } => StatusCode::FORBIDDEN,
@@ -80,7 +80,7 @@ fn body(error: Error) -> ErrorBody {
                 None => body,
             }
         }
-        Error::TokenUsed { by } => {
+        Error::Committed { by, .. } => {
             ErrorBody::structured(codes::INVALID_REQUEST, message).with("correlation_id", by.to_string())
         }
         Error::Proof { check, .. } => ErrorBody::structured(

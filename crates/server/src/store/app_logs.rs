@@ -25,7 +25,7 @@ pub struct KnownRevision {
     pub cvm: CvmUid,
     /// Its number.
     pub number: u64,
-    /// A live CVM has it now, or will when its operation succeeds, or fails and is put back.
+    /// A live CVM has it now, or will when its operation ends, one way or the other.
     pub current: bool,
     /// When it was made.
     pub created_at: Timestamp,
@@ -84,13 +84,24 @@ impl Store {
         })
     }
 
+    /// Does a live CVM of the app have this hash now, or may it have it when its operation has ended? A put-back needs the hash
+    /// from before, and so does whatever may still lead to one.
+    pub fn app_needs_hash(&self, app: i64, hash: ComposeHash) -> Result<bool> {
+        self.read(|connection| {
+            let sql = "SELECT 1 FROM cvm c LEFT JOIN operation o ON o.id = c.open_op
+              JOIN revision r ON r.cvm_id = c.id AND r.number IN (c.revision, o.target, o.previous)
+              WHERE c.app = ? AND c.deleted_at IS NULL AND r.compose_hash = ?";
+            Ok(connection.prepare_cached(sql)?.exists(params![app, hash.0])?)
+        })
+    }
+
     /// Every revision of an app's CVMs that is kept, newest first.
     pub fn known_revisions(&self, app: i64) -> Result<Vec<KnownRevision>> {
         self.read(|connection| {
-            let sql = "SELECT r.compose_hash, c.uid, r.number, r.created_at, c.deleted_at IS NULL AND (r.number = c.revision
-                OR r.number IN (SELECT o.target FROM operation o WHERE o.id = c.open_op
-                  UNION SELECT o.previous FROM operation o WHERE o.id = c.open_op))
-              FROM revision r JOIN cvm c ON c.id = r.cvm_id WHERE c.app = ? ORDER BY r.created_at DESC, r.number DESC";
+            let sql = "SELECT r.compose_hash, c.uid, r.number, r.created_at,
+                c.deleted_at IS NULL AND r.number IN (c.revision, o.target, o.previous)
+              FROM revision r JOIN cvm c ON c.id = r.cvm_id LEFT JOIN operation o ON o.id = c.open_op
+              WHERE c.app = ? ORDER BY r.created_at DESC, r.number DESC";
             let mut statement = connection.prepare_cached(sql)?;
             let mut found = statement.query([app])?;
             let mut revisions = Vec::new();

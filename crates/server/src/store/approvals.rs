@@ -1,8 +1,8 @@
 //! Approvals: kept until somebody says yes, or their time is over.
 
-use casemate_types::ids::{ComposeHash, CvmUid, OperationId};
+use casemate_types::ids::{AppId, ComposeHash, CvmUid, OperationId};
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
 use super::answers::Receipt;
@@ -22,7 +22,7 @@ words! {
     }
 }
 
-/// Something that waits for somebody's yes.
+/// Something that waits for somebody's yes. What was asked for is long, and read by itself: [`Store::approval_content`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Approval {
     /// Its id.
@@ -31,12 +31,14 @@ pub struct Approval {
     pub cvm_id: i64,
     /// Its `cvm_…`.
     pub cvm: CvmUid,
+    /// Its name.
+    pub cvm_name: String,
+    /// The app whose contract is asked.
+    pub app_id: AppId,
     /// What it leads to.
     pub purpose: Purpose,
     /// The hash that has to be approved.
     pub compose_hash: ComposeHash,
-    /// What was asked for, as JSON. Not in lists.
-    pub content: String,
     /// The revision that was current then.
     pub base_revision: u64,
     /// SHA-256 of the commit token, if there is one.
@@ -108,7 +110,7 @@ pub struct NewApproval {
     pub purpose: Purpose,
     /// See [`Approval`].
     pub compose_hash: ComposeHash,
-    /// See [`Approval`].
+    /// What was asked for, as JSON.
     pub content: String,
     /// See [`Approval`].
     pub base_revision: u64,
@@ -220,10 +222,9 @@ impl Store {
     pub fn approval_for(&self, cvm_id: i64, hash: ComposeHash, now: Timestamp) -> Result<Option<Approval>> {
         self.read(|connection| {
             let sql = format!(
-                "{} WHERE a.cvm_id = ? AND a.compose_hash = ? AND a.purpose = 'update'
+                "{APPROVAL} WHERE a.cvm_id = ? AND a.compose_hash = ? AND a.purpose = 'update'
                  AND (a.state = 'committed' OR a.state = 'open' AND a.expires_at > ?)
-                 ORDER BY a.state = 'open' DESC, a.id DESC LIMIT 1",
-                select("a.patch")
+                 ORDER BY a.state = 'open' DESC, a.id DESC LIMIT 1"
             );
             let mut statement = connection.prepare_cached(&sql)?;
             let mut found = statement.query(params![cvm_id, hash.0, millis(now)])?;
@@ -236,28 +237,35 @@ impl Store {
         self.read(|connection| by_id(connection, id))
     }
 
-    /// Approvals of a workspace, newest first, without their content.
+    /// What was asked for, as JSON. `Missing` if there is no such approval.
+    pub fn approval_content(&self, id: Uuid) -> Result<String> {
+        self.read(|connection| {
+            let sql = "SELECT patch FROM approval WHERE id = ?";
+            let found = connection.prepare_cached(sql)?.query_row([id], |row| row.get(0)).optional()?;
+            found.ok_or(Error::Missing)
+        })
+    }
+
+    /// Approvals of a workspace, newest first. Those of CVMs that are gone are left out.
     pub fn approvals(&self, workspace_id: i64, filter: &ApprovalFilter) -> Result<Vec<Approval>> {
         self.read(|connection| {
             let sql = format!(
-                "{} WHERE c.workspace_id = ?1 AND (?2 IS NULL OR a.cvm_id = ?2) AND (?3 IS NULL OR a.state = ?3)
-                 AND (?4 IS NULL OR a.id < ?4) ORDER BY a.id DESC LIMIT ?5",
-                select("''")
+                "{APPROVAL} WHERE c.workspace_id = ?1 AND c.deleted_at IS NULL AND (?2 IS NULL OR a.cvm_id = ?2)
+                 AND (?3 IS NULL OR a.state = ?3) AND a.id < ?4 ORDER BY a.id DESC LIMIT ?5"
             );
             let mut statement = connection.prepare_cached(&sql)?;
-            let asked = params![workspace_id, filter.cvm_id, filter.state, filter.before, filter.limit];
+            let before = filter.before.unwrap_or(Uuid::max());
+            let asked = params![workspace_id, filter.cvm_id, filter.state, before, filter.limit];
             all(&mut statement.query(asked)?)
         })
     }
 
-    /// Open approvals that the server is to commit by itself, oldest first, after the one named, at most `limit`. Updates are
-    /// without their content.
+    /// Open approvals that the server is to commit by itself, oldest first, after the one named, at most `limit`.
     pub fn approvals_to_commit(&self, after: Uuid, now: Timestamp, limit: usize) -> Result<Vec<Approval>> {
         self.read(|connection| {
             let sql = format!(
-                "{} WHERE a.state = 'open' AND a.auto_key IS NOT NULL AND a.attention IS NULL AND a.id > ?
-                 AND a.expires_at > ? ORDER BY a.id LIMIT ?",
-                select("iif(a.purpose = 'replica', a.patch, '')")
+                "{APPROVAL} WHERE a.state = 'open' AND a.auto_key IS NOT NULL AND a.attention IS NULL AND a.id > ?
+                 AND a.expires_at > ? ORDER BY a.id LIMIT ?"
             );
             let mut statement = connection.prepare_cached(&sql)?;
             all(&mut statement.query(params![after, millis(now), limit])?)
@@ -384,17 +392,14 @@ fn note(
     events::append_for(tx, cvm_id, event)
 }
 
-/// The columns of an approval. What was asked for may be megabytes, so lists read it only where `content` says.
-fn select(content: &str) -> String {
-    format!(
-        "SELECT a.id, a.cvm_id, a.compose_hash, {content}, a.base_revision, a.token_hash, a.state, a.op, a.user_id,
+const APPROVAL: &str =
+    "SELECT a.id, a.cvm_id, a.compose_hash, p.app_id, a.base_revision, a.token_hash, a.state, a.op, a.user_id,
   a.expires_at, a.purpose, a.auto_user, a.auto_key, a.attention, a.created_at, c.uid,
-  (SELECT username FROM user WHERE id = a.user_id) FROM approval a JOIN cvm c ON c.id = a.cvm_id"
-    )
-}
+  (SELECT username FROM user WHERE id = a.user_id), c.name
+  FROM approval a JOIN cvm c ON c.id = a.cvm_id JOIN app p ON p.id = c.app";
 
 fn by_id(connection: &Connection, id: Uuid) -> Result<Option<Approval>> {
-    let mut statement = connection.prepare_cached(&format!("{} WHERE a.id = ?", select("a.patch")))?;
+    let mut statement = connection.prepare_cached(&format!("{APPROVAL} WHERE a.id = ?"))?;
     let mut found = statement.query([id])?;
     found.next()?.map(approval).transpose()
 }
@@ -423,9 +428,10 @@ fn approval(row: &Row<'_>) -> Result<Approval> {
         id: row.get(0)?,
         cvm_id: row.get(1)?,
         cvm: rows::uid(&row.get::<_, String>(15)?)?,
+        cvm_name: row.get(17)?,
+        app_id: AppId(row.get(3)?),
         purpose: word("purpose", &row.get::<_, String>(10)?)?,
         compose_hash: ComposeHash(row.get(2)?),
-        content: row.get(3)?,
         base_revision: row.get(4)?,
         token_hash: row.get(5)?,
         state,

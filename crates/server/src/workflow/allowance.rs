@@ -181,7 +181,7 @@ pub async fn are_allowed(contract: &Contract<'_>, subjects: &[Subject]) -> Resul
     Ok(subjects.iter().zip(standings).map(answer).collect())
 }
 
-/// The hash that an operation has taken out of use: its machine ran it before, and no CVM of the app has it now.
+/// The hash that an operation has taken out of use: its machine ran it before, and no CVM of the app has it or needs it now.
 ///
 /// # Errors
 /// Those of the store.
@@ -198,12 +198,8 @@ pub fn superseded(app: &App, operation: &Operation) -> Result<Option<(Cvm, Compo
         return Ok(None);
     }
     let before = app.store.outline(cvm.id, operation.previous)?.compose.hash;
-    let in_use = app
-        .store
-        .known_revisions(cvm.app)?
-        .into_iter()
-        .any(|revision| revision.current && revision.compose_hash == before);
-    Ok((!in_use).then_some((cvm, before)))
+    let needed = app.store.app_needs_hash(cvm.app, before)?;
+    Ok((!needed).then_some((cvm, before)))
 }
 
 /// Refuses to go back to a hash that the contract no longer allows, where going back needs no approval and so nobody else asks.

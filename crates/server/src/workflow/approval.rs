@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::commit_token::{self, Named};
 use super::create::Created;
 use super::operation::{Change, Kind};
 use super::update::{self, ATTEMPTS, Accepted, Outcome, Request, busy};
-use super::{commit_token, onchain, replica};
+use super::{onchain, replica};
 use crate::app::App;
 use crate::auth::Author;
 use crate::cvm::plan::{self, Plan, Steps, Wish};
@@ -99,7 +100,7 @@ impl Kept {
 
     fn read(app: &App, approval: &Approval) -> Result<(Kind, Wish)> {
         let unreadable = Error::internal("read an approval");
-        let kept: Self = match serde_json::from_str(&approval.content) {
+        let kept: Self = match serde_json::from_str(&app.store.approval_content(approval.id)?) {
             Ok(kept) => kept,
             Err(error) => return Err(unreadable(error.into())),
         };
@@ -348,7 +349,7 @@ pub async fn commit_with_token(
     if asked.compose_hash.is_some_and(|hash| hash != approval.compose_hash) {
         return Err(commit_token::refused("it belongs to another compose hash"));
     }
-    commit_token::still_good(app, &approval)?;
+    commit_token::still_good(app, &approval, Named::Token)?;
     let request = Request {
         wish: Wish::default(),
         kind: Kind::Update,
@@ -397,10 +398,18 @@ async fn commit(
         match update::store_plan(app, &cvm, plan, &request, Some(closing)).await {
             Ok(accepted) => return Ok(Outcome::Accepted(Box::new(accepted))),
             Err(store::Error::Changed) => {}
+            Err(store::Error::ApprovalClosed) => return Err(closed_meanwhile(app, approval)?),
             Err(error) => return Err(error.into()),
         }
     }
     Err(busy())
+}
+
+/// What became of an approval while the contract was asked.
+fn closed_meanwhile(app: &App, approval: &Approval) -> Result<Error> {
+    let now = app.store.approval(approval.id)?;
+    let ended = now.and_then(|now| commit_token::still_good(app, &now, Named::Id).err());
+    Ok(hash_refused(ended.map_or_else(|| "the approval is gone".to_owned(), |ended| ended.to_string())))
 }
 
 /// A confirmation that comes again while its operation is at work gets that operation.

@@ -94,7 +94,7 @@ fn waiting(app: &App, approval: Approval) -> Result<Option<(u64, Waiting)>> {
     let Some(chain_id) = app.config.contract_kms(&cvm.kms).map(|kms| kms.chain_id) else { return Ok(None) };
     let node_id = match approval.purpose {
         Purpose::Update => cvm.node_id,
-        Purpose::Replica => super::replica::waiting(&approval)?.1,
+        Purpose::Replica => super::replica::waiting(app, &approval)?.1,
     };
     let device_id = onchain::device(app, node_id)?;
     let subject = Subject { app_id: cvm.app_id, compose_hash: approval.compose_hash, device_id };
@@ -151,8 +151,6 @@ async fn commit_one(app: &App, approval: &Approval, by: AutoBy) -> Result<()> {
     if let Some(why) = no_longer_may(app, approval, by)? {
         return set(app, approval, Auto::Refused(why)).await;
     }
-    // With its content, and as it is by now.
-    let Some(approval) = &app.store.approval(approval.id)? else { return Ok(()) };
     let author = Author { user_id: by.user_id, key_id: Some(by.key_id), request_id: None };
     match approval::commit_as_asked(app, approval, TxProof::StateOnly, author, None).await {
         Ok(Committed::Update(accepted)) => {

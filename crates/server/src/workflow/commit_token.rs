@@ -96,33 +96,34 @@ pub fn looks_like(text: &str) -> bool {
     text.trim().starts_with(TOKEN)
 }
 
-/// Refuses a token whose approval is no longer open.
-///
-/// # Errors
-/// `TokenUsed` naming the operation; `Rejected`: expired, superseded or cancelled.
-pub fn still_good(app: &App, approval: &Approval) -> Result<()> {
-    closed(app, approval)?.map_or(Ok(()), |why| Err(refused(why)))
+/// By what an approval is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// By its token.
+    Token,
+    /// By its id, by somebody who may see it.
+    Id,
 }
 
-/// The same for who has no token, but an API key.
+/// Refuses an approval that is no longer open, saying what became of it. Whoever has its token may know that.
 ///
 /// # Errors
-/// As above.
-pub fn still_open(app: &App, approval: &Approval) -> Result<()> {
-    closed(app, approval)?.map_or(Ok(()), |why| {
-        let message = format!("approval {} cannot be committed: {why}", approval.id);
-        Err(Error::Rejected { code: None, field: None, message })
-    })
-}
-
-fn closed(app: &App, approval: &Approval) -> Result<Option<&'static str>> {
-    match approval.state {
-        ApprovalState::Open if approval.expires_at > app.clock.now() => Ok(None),
-        ApprovalState::Open | ApprovalState::Expired => Ok(Some("it has expired; prepare the update again")),
-        ApprovalState::Committed(by) => Err(Error::TokenUsed { by }),
-        ApprovalState::Superseded => Ok(Some("a newer one has taken its place")),
-        ApprovalState::Cancelled => Ok(Some("the update was called off")),
-    }
+/// `Committed` naming the operation; `Rejected`: expired, superseded or cancelled.
+pub fn still_good(app: &App, approval: &Approval, named: Named) -> Result<()> {
+    let what = match named {
+        Named::Token => "invalid commit token: its approval",
+        Named::Id => "the approval",
+    };
+    let why = match approval.state {
+        ApprovalState::Open if approval.expires_at > app.clock.now() => return Ok(()),
+        ApprovalState::Committed(by) => return Err(Error::Committed { what, by }),
+        ApprovalState::Open | ApprovalState::Expired => "has expired; prepare the update again",
+        ApprovalState::Superseded => {
+            "was superseded: the same update was prepared again, and that one counts"
+        }
+        ApprovalState::Cancelled => "was cancelled",
+    };
+    Err(Error::Rejected { code: None, field: None, message: format!("{what} {why}") })
 }
 
 /// Refuses a token that is used on another CVM than the one it was made for.

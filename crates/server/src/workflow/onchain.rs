@@ -39,7 +39,7 @@ pub struct Contract<'a> {
     chain: &'a Arc<dyn Chain>,
 }
 
-/// The contract behind the key service with this slug; none for one that asks nobody.
+/// What is set for the key service with this slug; none for one that asks nobody.
 ///
 /// # Errors
 /// `NotConfigured`: its CVMs were made with other settings.
@@ -217,7 +217,10 @@ pub fn status(allowed: Allowed) -> OnchainStatus {
     }
 }
 
-/// What the contract allows now; nothing if that cannot be found out.
+/// How long an answer waits for what would only be good to know.
+const GOOD_TO_KNOW: Duration = Duration::from_secs(5);
+
+/// What the contract allows now; nothing if that cannot be found out soon.
 pub async fn known_status(app: &App, kms: &str, subject: Subject) -> Option<OnchainStatus> {
     let asked = async {
         match contract(app, kms)? {
@@ -225,13 +228,13 @@ pub async fn known_status(app: &App, kms: &str, subject: Subject) -> Option<Onch
             None => Ok(None),
         }
     };
-    match asked.await {
-        Ok(allowed) => allowed.map(status),
-        Err(error) => {
-            tracing::warn!(app.id = %subject.app_id, %error, "the contract's state is not known");
-            None
-        }
-    }
+    let error = match app.clock.within(GOOD_TO_KNOW, asked).await {
+        Some(Ok(allowed)) => return allowed.map(status),
+        Some(Err(error)) => error.with_causes(),
+        None => format!("no answer within {} s", GOOD_TO_KNOW.as_secs()),
+    };
+    tracing::warn!(app.id = %subject.app_id, error, "the contract's state is not known");
+    None
 }
 
 /// Refuses an OS image that the contract of this key service does not allow.

@@ -116,7 +116,7 @@ pub async fn commit(
     receipt: Option<Receipt<Created>>,
 ) -> Result<Created> {
     let _turn = app.turns.take(approval.id.as_bytes()).ok_or_else(busy)?;
-    let kept = read(approval)?;
+    let kept = read(app, approval)?;
     let device = onchain::device(app, kept.node_id)?;
     onchain::check_image(app, &source.kms, kept.node_id, &kept.spec.image).await?;
     let evidence =
@@ -125,8 +125,8 @@ pub async fn commit(
     make(app, source, kept, author, Some(closing), receipt).await
 }
 
-fn read(approval: &Approval) -> Result<Kept> {
-    serde_json::from_str(&approval.content)
+fn read(app: &App, approval: &Approval) -> Result<Kept> {
+    serde_json::from_str(&app.store.approval_content(approval.id)?)
         .map_err(|source| Error::internal("read an approval")(source.into()))
 }
 
@@ -134,8 +134,8 @@ fn read(approval: &Approval) -> Result<Kept> {
 ///
 /// # Errors
 /// What was kept does not read back.
-pub fn waiting(approval: &Approval) -> Result<(Spec, i64)> {
-    read(approval).map(|kept| (kept.spec, kept.node_id))
+pub fn waiting(app: &App, approval: &Approval) -> Result<(Spec, i64)> {
+    read(app, approval).map(|kept| (kept.spec, kept.node_id))
 }
 
 async fn make(

@@ -8,7 +8,7 @@ use casemate_server::store::{Error, NewOperation, NewSpec, Of};
 use casemate_server::workflow::operation::{Kind, Options};
 use casemate_server::workflow::{power, sweep};
 use casemate_testkit::{World, compose};
-use casemate_types::ids::OperationId;
+use casemate_types::ids::{ComposeHash, OperationId};
 use casemate_types::patch::{CvmPatch, Sparse};
 use tokio_util::sync::CancellationToken;
 
@@ -117,9 +117,17 @@ async fn no_revision_is_stored_without_its_long_parts() {
         };
         world.app.store.operation_accept(new, world.cvm(&cvm), None)
     };
-    let mut lost = spec.clone();
-    lost.user_config = Some(Long::elsewhere([9; 32]));
-    accept(lost).await.expect_err("nobody has that part");
-    assert_eq!(world.cvm(&cvm).open, None);
+    let lost: [fn(&mut Spec); 4] = [
+        |spec| spec.compose.hash = ComposeHash([9; 32]),
+        |spec| spec.compose.document = Long::elsewhere([9; 32]),
+        |spec| spec.sealed_env = Some(Long::elsewhere([9; 32])),
+        |spec| spec.user_config = Some(Long::elsewhere([9; 32])),
+    ];
+    for lose in lost {
+        let mut spec = spec.clone();
+        lose(&mut spec);
+        accept(spec).await.expect_err("nobody has that part");
+        assert_eq!(world.cvm(&cvm).open, None);
+    }
     accept(spec).await.expect("its parts are those of the first revision");
 }

@@ -1,7 +1,13 @@
 //! Approvals as people see them, and what contracts allow.
 
+use std::sync::Mutex;
+use std::time::Duration;
+
 use casemate_server::app::Guesses;
+use casemate_server::driver::fault::{Fault, Planned};
 use casemate_server::workflow::auto_commit::once;
+use casemate_server::workflow::operation::{Kind, Operation, StepName};
+use casemate_server::workflow::worker::{Moment, Probe};
 use casemate_testkit::compose;
 use casemate_types::ids::ComposeHash;
 use casemate_types::version::ApiVersion;
@@ -324,4 +330,175 @@ async fn the_page_is_one_file_that_trusts_nobody() {
             "{path}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_read_no_long_texts() {
+    let stage = Stage::start().await;
+    let (_, _, path) = prepare(&stage, json!({ "docker_compose_file": compose("web:2") })).await;
+    let asked = stage.ask(json!({ "public_logs": false })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.confirm(asked, "").await.expect(202);
+    stage.world.settle().await;
+    let ended = |list: Value| {
+        let items = list["items"].as_array().expect("a list").clone();
+        items.into_iter().find(|item| item["kind"] == "update").expect("the update")
+    };
+    let update = text(&ended(stage.client.json("/operations").await)["correlation_id"]);
+    assert!(stage.client.json(&format!("/operations/{update}")).await["revocation"].is_object());
+    // Whoever read what follows would stumble.
+    let store = rusqlite::Connection::open(stage.world.folder().join("casemate.db")).expect("the store");
+    store.execute("UPDATE approval SET patch = CAST(x'ff' AS TEXT)", []).expect("written");
+    store.execute("UPDATE revision SET gpus = 'broken'", []).expect("written");
+    let list = stage.client.json("/approvals").await;
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(2), "{list}");
+    stage.client.get(&path).await.expect(500);
+    let update = ended(stage.client.json("/operations").await);
+    assert_eq!(update.get("revocation"), None, "one by one: {update}");
+}
+
+/// What `GET /apps/{id}/allowed` says of a hash: is it in use, and how could it be taken back?
+async fn standing(stage: &Stage, hash: ComposeHash) -> (bool, bool) {
+    let list = stage.client.json(&format!("/apps/{}/allowed", stage.cvm.app_id)).await;
+    let items = list["items"].as_array().expect("a list");
+    let item = items.iter().find(|item| item["compose_hash"] == json!(hash)).expect("it is allowed");
+    (item["in_use"].as_bool().expect("a flag"), item.get("removal").is_some())
+}
+
+/// Is a hash in use before this step, and could it be taken back?
+type Look = (Kind, StepName, (bool, bool));
+
+/// Looks at how the first hash stands before each step that begins after the machine went down.
+struct LookAtFirst<'a> {
+    stage: &'a Stage,
+    seen: Mutex<Vec<Look>>,
+}
+
+#[async_trait::async_trait]
+impl Probe for LookAtFirst<'_> {
+    async fn reached(&self, operation: &Operation, step: StepName, moment: Moment) -> bool {
+        if moment == Moment::Before && step != StepName::Stage {
+            let seen = standing(self.stage, self.stage.hash_of(1)).await;
+            self.seen.lock().expect("no panic").push((operation.kind, step, seen));
+        }
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hash_that_a_put_back_needs_is_not_offered_for_removal() {
+    let stage = Stage::start().await;
+    let asked = stage.ask(json!({ "docker_compose_file": compose("web:2") })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.confirm(asked, "").await.expect(202);
+    let fault = Fault::BootFail { image: None, env: None };
+    stage.world.sim.plan(Planned { fault, once: true, vm: None }).expect("planned");
+    let look = LookAtFirst { stage: &stage, seen: Mutex::default() };
+    stage.world.settle_with(&look).await;
+    let seen = look.seen.into_inner().expect("no panic");
+    for needed in [(Kind::Update, StepName::Observe), (Kind::PutBack, StepName::Start)] {
+        assert!(seen.iter().any(|(kind, step, _)| (*kind, *step) == needed), "{needed:?} in {seen:?}");
+    }
+    for (kind, step, standing) in seen {
+        assert_eq!(standing, (true, false), "before {step} of {kind}");
+    }
+    assert_eq!(standing(&stage, asked).await, (false, true), "nobody runs it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hash_that_another_cvm_of_the_app_runs_is_not_offered_for_removal() {
+    let stage = Stage::start().await;
+    let first = stage.hash_of(1);
+    stage.client.post(&stage.path("/replicas"), json!({})).await.expect(200);
+    stage.world.settle().await;
+    let update = async |path: &str, body: Value| {
+        let asked = hash(&stage.client.patch(path, body).await);
+        stage.chain.allow_hash(stage.cvm.app_id, asked);
+        let proof = json!({ "compose_hash": asked, "transaction_hash": "" });
+        let id = text(&stage.client.patch(path, proof).await.expect(202)["correlation_id"]);
+        stage.world.settle().await;
+        stage.client.json(&format!("/operations/{id}")).await
+    };
+    let body = json!({ "docker_compose_file": compose("web:2") });
+    let updated = update(&stage.path(""), body.clone()).await;
+    assert_eq!((&updated["status"], updated.get("revocation")), (&json!("succeeded"), None));
+    assert_eq!(standing(&stage, first).await, (true, false));
+    let last = update("/cvms/web-one-2", body).await;
+    assert_eq!(last["revocation"]["compose_hashes"], json!([first]));
+    assert_eq!(standing(&stage, first).await, (false, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_too_late_hears_what_became_of_the_approval() {
+    let stage = Stage::start().await;
+    let (asked, superseded, old) = prepare(&stage, json!({ "public_logs": false })).await;
+    let (_, committed, new) = prepare(&stage, json!({ "public_logs": false })).await;
+    let (_, cancelled, third) = prepare(&stage, json!({ "public_sysinfo": false })).await;
+    stage.client.post(&format!("{third}/cancel"), json!({})).await.expect(200);
+    let (_, expired, fourth) = prepare(&stage, json!({ "public_tcbinfo": false })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    let id = stage.commit(&committed, "", "").await.expect(202)["correlation_id"].clone();
+    stage.world.settle().await;
+    stage.world.clock.sleep(Duration::from_secs(15 * 24 * 3600)).await;
+    for (token, path, what) in [
+        (superseded, old, "superseded"),
+        (committed, new, "committed"),
+        (cancelled, third, "cancelled"),
+        (expired, fourth, "expired"),
+    ] {
+        let commit = format!("{path}/commit");
+        let told = [
+            stage.commit(&token, "", "").await.expect(400),
+            bearer(&stage, &token).post(&commit, json!({})).await.expect(400),
+            stage.client.post(&commit, json!({})).await.expect(400),
+        ];
+        let message = |body: &Value| text(body.get("message").unwrap_or(&body["detail"]));
+        for body in &told[..2] {
+            assert!(
+                message(body).starts_with("Invalid commit token") && message(body).contains(what),
+                "{body}"
+            );
+        }
+        assert!(
+            message(&told[2]).starts_with("The approval") && message(&told[2]).contains(what),
+            "{}",
+            told[2]
+        );
+        if what == "committed" {
+            for body in told {
+                assert_eq!(body["details"][0], json!({ "field": "correlation_id", "value": id }));
+            }
+        }
+    }
+    // Somebody without the token learns nothing of all that.
+    let guess = stage.commit(&format!("ct_{}", "0".repeat(96)), "", "").await.expect(400);
+    assert_eq!(guess["detail"], "Invalid commit token: there is no such token");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_approval_that_is_called_off_while_the_chain_is_asked_says_so() {
+    let stage = Stage::start().await;
+    let (asked, token, path) = prepare(&stage, json!({ "public_logs": false })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.chain.hold();
+    let mut commit = std::pin::pin!(stage.commit(&token, "", ""));
+    assert!(futures_util::poll!(&mut commit).is_pending());
+    stage.client.post(&format!("{path}/cancel"), json!({})).await.expect(200);
+    stage.chain.let_go();
+    let refused = commit.await;
+    assert_eq!(code(&refused, 466), "ERR-01-006");
+    assert!(refused.text().contains("cancelled"), "{}", refused.text());
+    assert_eq!(stage.now().open, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_chain_holds_up_no_preparation() {
+    let stage = Stage::start().await;
+    stage.chain.set_silent(true);
+    let begun = stage.world.clock.now();
+    let (_, token, _) = prepare(&stage, json!({ "public_logs": false })).await;
+    let waited = stage.world.clock.now().duration_since(begun).as_secs();
+    assert!(waited <= 5, "{waited} s");
+    stage.chain.set_silent(false);
+    assert_eq!(code(&stage.commit(&token, "", "").await, 468), "ERR-01-008");
 }

@@ -158,12 +158,13 @@ pub struct AllowedHashes {
 pub struct AllowedHash {
     /// The hash.
     pub compose_hash: ComposeHash,
-    /// A CVM of the app has it now.
+    /// A CVM of the app has it now, or may have it when its operation has ended.
     pub in_use: bool,
     /// The revisions that have or had it.
     pub revisions: Vec<HashRevision>,
-    /// The call that takes it back.
-    pub removal: ContractCall,
+    /// The call that takes it back. Not for one in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removal: Option<ContractCall>,
 }
 
 /// A revision that has or had a hash.
@@ -174,7 +175,7 @@ pub struct HashRevision {
     pub cvm_id: CvmUid,
     /// Its number.
     pub revision: u64,
-    /// The CVM has it now.
+    /// The CVM has it now, or may have it when its operation has ended.
     pub current: bool,
     /// When it was made.
     #[serde(with = "super::time")]

@@ -59,7 +59,7 @@ pub struct Operation {
     /// The operation that put the old configuration back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub put_back: Option<OperationId>,
-    /// Where a contract governs the keys: how to take the hash back that this update took out of use.
+    /// Where a contract governs the keys: how to take the hash back that this update took out of use. Not in lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocation: Option<super::Revocation>,
     /// How long the machine was down for it, in milliseconds.

@@ -17,9 +17,10 @@ use crate::http::approvals::{Peer, of_token};
 use crate::http::extract::{Body, Caller, On, Params};
 use crate::http::{apps, view};
 use crate::store::{Answer, Purpose, Receipt};
+use crate::workflow::approval;
+use crate::workflow::commit_token::{self, Named};
 use crate::workflow::create::Created;
 use crate::workflow::replica::{self, Outcome, Replicate};
-use crate::workflow::{approval, commit_token};
 
 /// How a route answers.
 #[derive(Clone, Copy, Debug)]
@@ -169,7 +170,7 @@ async fn commit(
     if asked.compose_hash.is_some_and(|hash| hash != found.compose_hash) {
         return Err(commit_token::refused("it belongs to another compose hash"));
     }
-    commit_token::still_good(app, &found)?;
+    commit_token::still_good(app, &found, Named::Token)?;
     let render = {
         let (app, version) = (app.clone(), caller.version);
         move |created: &Created| record(&app, version, form, created)

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use crate::app::App;
 use crate::cvm::plan::{self, Plan};
 use crate::cvm::spec::Spec;
-use crate::cvm::state::Cvm;
 use crate::error::{Error, Resource, Result};
 use crate::kms;
 use crate::store::{Approval, ApprovalState, Purpose};
@@ -17,16 +16,16 @@ use crate::workflow::operation::Operation;
 use crate::workflow::{allowance, approval as workflow, onchain, replica};
 
 /// One approval.
-pub fn approval(app: &App, cvm: &Cvm, approval: &Approval) -> wire::Approval {
+pub fn approval(app: &App, approval: &Approval) -> wire::Approval {
     let overdue = approval.state == ApprovalState::Open && approval.expires_at <= app.clock.now();
     wire::Approval {
         id: approval.id.to_string(),
         cvm_id: approval.cvm.clone(),
-        cvm_name: cvm.name.clone(),
+        cvm_name: approval.cvm_name.clone(),
         purpose: approval.purpose.as_str().to_owned(),
         state: if overdue { ApprovalState::Expired } else { approval.state }.as_str().into(),
         compose_hash: approval.compose_hash,
-        app_id: cvm.app_id,
+        app_id: approval.app_id,
         author: approval.username.clone(),
         auto_commit: approval.auto.is_some(),
         needs_attention: approval.attention.clone(),
@@ -49,7 +48,7 @@ pub async fn approval_detail(app: &App, found: &Approval) -> Result<wire::Approv
     let base = app.store.spec(cvm.id, found.base_revision)?;
     let (target, node_id, problem) = match found.purpose {
         Purpose::Replica => {
-            let (spec, node_id) = replica::waiting(found)?;
+            let (spec, node_id) = replica::waiting(app, found)?;
             (Some(spec), node_id, None)
         }
         Purpose::Update => match workflow::planned(app, &cvm, found) {
@@ -72,7 +71,7 @@ pub async fn approval_detail(app: &App, found: &Approval) -> Result<wire::Approv
         .map(|(action, _)| action)
         .collect();
     Ok(wire::ApprovalDetail {
-        approval: approval(app, &cvm, found),
+        approval: approval(app, found),
         diff: target.as_ref().map(|target| diff(cvm.app_id, &base, target)).unwrap_or_default(),
         problem,
         app_compose: target.as_ref().map(|target| target.compose.text.to_string()),

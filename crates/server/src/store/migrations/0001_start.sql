@@ -200,6 +200,7 @@ CREATE TABLE revision (
   op            BLOB NOT NULL,
   created_at    INTEGER NOT NULL,
   PRIMARY KEY (cvm_id, number),
+  -- What is said to be stored is stored, or the revision could never run.
   FOREIGN KEY (cvm_id, compose_hash) REFERENCES body,
   FOREIGN KEY (cvm_id, document) REFERENCES body,
   FOREIGN KEY (cvm_id, sealed_env) REFERENCES body,
@@ -277,7 +278,6 @@ CREATE TABLE approval (
   cvm_id        INTEGER NOT NULL REFERENCES cvm, -- of a replica: the CVM that it is made after
   purpose       TEXT NOT NULL CHECK (purpose IN ('update', 'replica')),
   compose_hash  BLOB NOT NULL,
-  patch         TEXT NOT NULL,                 -- JSON, sparse, as accepted
   base_revision INTEGER NOT NULL,
   state         TEXT NOT NULL CHECK (state IN ('open', 'committed', 'superseded', 'expired', 'cancelled')),
   token_hash    BLOB,                          -- only of prepare-only ones
@@ -288,7 +288,8 @@ CREATE TABLE approval (
   evidence      TEXT,                          -- JSON
   user_id       INTEGER NOT NULL,
   created_at    INTEGER NOT NULL,
-  expires_at    INTEGER NOT NULL
+  expires_at    INTEGER NOT NULL,
+  patch         TEXT NOT NULL                  -- JSON, sparse, as accepted. Long, so last: what is before it is read without it
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX approval_age ON approval (expires_at);
 CREATE INDEX approval_open ON approval (expires_at) WHERE state = 'open';
