@@ -3,9 +3,11 @@
 //! A node that is away keeps nobody from starting: what it told the last time is in the store. One that never answered has no
 //! capacity, no image and a name that stands in for its own, until it does.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 
 use crate::clock::Clock;
@@ -17,8 +19,9 @@ use crate::store::{self, NodeRow, Store};
 /// How long a node may be silent before it counts as away.
 pub const AWAY_AFTER: Duration = Duration::from_secs(30);
 
-/// How long a node may take to tell about itself when the server starts.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
+/// How long the start of the server waits for nodes to tell about themselves, for all of them together. One that takes longer is
+/// away until it is looked at again.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
 
 /// How old the stored time of the last contact may get while nothing else changes.
 const CONTACT_KEPT: Duration = Duration::from_secs(300);
@@ -51,25 +54,52 @@ struct Contact {
     online: bool,
 }
 
+impl Contact {
+    /// With a node that answers.
+    fn at(now: Timestamp, id: i64, facts: NodeFacts) -> (i64, Self) {
+        (id, Self { facts: Arc::new(facts), seen_at: Some(now), stored_at: Some(now), online: true })
+    }
+
+    /// With a node that does not answer.
+    fn before(row: NodeRow) -> (i64, Self) {
+        let (facts, seen_at) = (Arc::new(row.facts), row.seen_at);
+        (row.id, Self { facts, seen_at, stored_at: seen_at, online: false })
+    }
+}
+
 impl Node {
-    /// Asks the node what it is and gives it its number. One that does not answer is what the store knows of it.
-    pub(crate) async fn open(new: NewNode, store: &Store, clock: &Clock) -> store::Result<(i64, Self)> {
-        let NewNode { address, driver, faults } = new;
-        let answer = clock.within(FIRST_ANSWER, driver.describe()).await.unwrap_or_else(|| Err(silence()));
+    /// Asks the nodes what they are, all at once, and gives them their numbers. One that does not answer is what the store knows
+    /// of it.
+    pub(crate) async fn open(
+        new: Vec<NewNode>,
+        store: &Store,
+        clock: &Clock,
+    ) -> store::Result<BTreeMap<i64, Self>> {
+        let expect = |new: &NewNode| (new.address.clone(), unknown(&new.address));
+        // Whoever answers first, numbers follow the configuration.
+        store.nodes_expect(new.iter().map(expect).collect()).await?;
+        let answers = new.iter().map(|new| clock.within(FIRST_ANSWER, new.driver.describe()));
+        let answers = join_all(answers).await;
         let now = clock.now();
-        let (row, online) = match answer {
-            Ok(facts) => {
-                let id = store.node_ensure(facts.clone(), address.clone(), now).await?;
-                (NodeRow { id, facts, booked: Booking::default(), cvm_count: 0, seen_at: Some(now) }, true)
+        let known = answers.into_iter().zip(&new).map(async |(answer, new)| match answer {
+            Some(Ok(facts)) => {
+                let id = store.node_ensure(facts.clone(), new.address.clone(), now).await?;
+                Ok(Some(Contact::at(now, id, facts)))
             }
-            Err(error) => {
-                tracing::warn!(%error, address, "a node does not answer; the server starts without it");
-                (store.node_expect(address.clone(), unknown(&address)).await?, false)
-            }
-        };
-        let contact =
-            Contact { facts: Arc::new(row.facts), seen_at: row.seen_at, stored_at: row.seen_at, online };
-        Ok((row.id, Self { address, driver, faults, contact: Mutex::new(contact) }))
+            Some(Err(error)) => Ok(absent(&new.address, &error)),
+            None => Ok(absent(&new.address, &silence())),
+        });
+        let known: Vec<_> = join_all(known).await.into_iter().collect::<store::Result<_>>()?;
+        // Only now: one that answered may have moved here from where another is expected.
+        let silent = new.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(new, _)| expect(new));
+        let mut silent = store.nodes_expect(silent.collect()).await?.into_iter();
+        let known = known.into_iter().map(|known| known.or_else(|| silent.next().map(Contact::before)));
+        let nodes = new.into_iter().zip(known).filter_map(|(new, known)| {
+            let NewNode { address, driver, faults } = new;
+            let (id, contact) = known?;
+            Some((id, Self { address, driver, faults, contact: Mutex::new(contact) }))
+        });
+        Ok(nodes.collect())
     }
 
     /// What it last told about itself.
@@ -160,6 +190,12 @@ impl Node {
     fn contact(&self) -> MutexGuard<'_, Contact> {
         self.contact.lock().expect("nothing panics while holding it")
     }
+}
+
+/// Says so; there is no contact with it.
+fn absent<T>(address: &str, error: &driver::Error) -> Option<T> {
+    tracing::warn!(%error, address, "a node does not answer; the server starts without it");
+    None
 }
 
 fn silence() -> driver::Error {
