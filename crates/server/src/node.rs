@@ -97,6 +97,9 @@ impl Node {
         let nodes = new.into_iter().zip(known).filter_map(|(new, known)| {
             let NewNode { address, driver, faults } = new;
             let (id, contact) = known?;
+            if contact.seen_at.is_some() {
+                driver.expect_node(&contact.facts.name);
+            }
             Some((id, Self { address, driver, faults, contact: Mutex::new(contact) }))
         });
         Ok(nodes.collect())
@@ -151,20 +154,23 @@ impl Node {
             (Arc::clone(&contact.facts), contact.seen_at, contact.stored_at)
         };
         if seen_at.is_some() && facts.name != known.name {
-            // Its machines are not those of this node.
-            self.missed(now);
+            // Its machines are not those of this node: nobody has to wait to be sure.
+            self.lost("another node answers in its place");
             return Err(format!("{} answers where {} should be", facts.name, known.name).into());
         }
         let stale = stored_at.is_none_or(|at| now.duration_since(at).unsigned_abs() >= CONTACT_KEPT);
         if stale || facts != *known {
             let is = store.node_ensure(facts.clone(), self.address.clone(), now).await?;
             if is != id {
-                self.missed(now);
+                self.lost("it is known by another address");
                 return Err(
                     format!("{} is known by another address; start the server again", facts.name).into()
                 );
             }
             self.contact().stored_at = Some(now);
+        }
+        if seen_at.is_none() {
+            self.driver.expect_node(&facts.name);
         }
         let mut contact = self.contact();
         if !contact.online {
@@ -179,11 +185,17 @@ impl Node {
     }
 
     fn missed(&self, now: Timestamp) {
+        let seen_at = self.contact().seen_at;
+        if seen_at.is_none_or(|seen| now.duration_since(seen).unsigned_abs() >= AWAY_AFTER) {
+            self.lost("it does not answer any more");
+        }
+    }
+
+    /// From now on it is away.
+    fn lost(&self, why: &'static str) {
         let mut contact = self.contact();
-        let silent = contact.seen_at.is_none_or(|seen| now.duration_since(seen).unsigned_abs() >= AWAY_AFTER);
-        if contact.online && silent {
-            tracing::warn!(node = %contact.facts.name, "the node does not answer any more");
-            contact.online = false;
+        if std::mem::take(&mut contact.online) {
+            tracing::warn!(node = %contact.facts.name, why, "the node is away");
         }
     }
 

@@ -123,7 +123,11 @@ pub trait Driver: Send + Sync {
     /// How often it is worth asking a booting machine how far it is.
     fn poll_interval(&self) -> Duration;
 
-    /// Capacity, images and identity of the node.
+    /// From now on only the node with this name is meant. Who answers on a new connection says its name before it is asked
+    /// anything; if that is another, every call but `describe` is [`Error::Unreachable`], and it hears nothing of it.
+    fn expect_node(&self, name: &str);
+
+    /// Capacity, images and identity of the node, whichever answers.
     async fn describe(&self) -> Result<NodeFacts>;
 
     /// Everything that can fail without touching the running machine: image present, room, files in place.

@@ -177,6 +177,11 @@ impl Sim {
         self.lock().node.used()
     }
 
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.lock().facts.name.clone()
+    }
+
     /// Changes the host itself: its images, its capacity.
     pub fn set_facts(&self, facts: NodeFacts) {
         self.lock().facts = facts;
@@ -339,6 +344,9 @@ impl Driver for Sim {
     fn poll_interval(&self) -> Duration {
         POLL_INTERVAL
     }
+
+    /// It is part of this process: nobody else can answer.
+    fn expect_node(&self, _: &str) {}
 
     async fn describe(&self) -> Result<NodeFacts> {
         self.read("describe", &[], |_, site, _| Ok(site.facts.clone())).await

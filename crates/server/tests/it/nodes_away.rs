@@ -1,17 +1,21 @@
 //! Nodes that do not answer: when the server starts, while it runs, and when they come back.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_server::app::{App, NewNode};
 use casemate_server::driver::DynDriver;
 use casemate_server::driver::fault::{Fault, Planned};
+use casemate_server::driver::remote::{self, RemoteSim};
 use casemate_server::driver::sim::{Sim, SimConfig};
 use casemate_server::store::{Durability, Store, WriterMode};
 use casemate_server::workflow::reconcile;
 use casemate_testkit::World;
 use casemate_types::patch::{CvmPatch, Sparse};
 use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
@@ -39,6 +43,12 @@ async fn start_with(world: &World, file: &str, nodes: Vec<NewNode>) -> App {
         Store::open(&world.folder().join(file), Durability::None, WriterMode::Inline).expect("a store");
     let (clock, kms, config) = (world.clock.clone(), Arc::clone(&world.app.kms), world.app.config.clone());
     App::start(store, clock, kms, nodes, config).await.expect("it starts")
+}
+
+/// Serves a node at this socket until the task is aborted.
+fn serve(sim: &Sim, path: &Path) -> JoinHandle<std::io::Result<()>> {
+    let _ = std::fs::remove_file(path);
+    tokio::spawn(remote::serve(sim.clone(), UnixListener::bind(path).expect("a socket")))
 }
 
 async fn nodes(client: &Client) -> Vec<Value> {
@@ -149,6 +159,45 @@ async fn a_node_that_moved_while_it_was_away_is_itself_again_after_a_start() {
     let app = start(&world, "casemate.db", "elsewhere").await;
     assert_eq!(app.store.nodes().expect("reads").len(), 1);
     assert!(app.node(cvm.node_id).expect("it has its number again").is_online());
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_node_at_a_known_address_is_told_nothing() {
+    let mut world = World::start().await;
+    let socket = world.folder().join("node.sock");
+    let mut served = serve(&world.sim, &socket);
+    let remote = RemoteSim::connect(&socket);
+    world.app = start_with(&world, "casemate.db", vec![node("sim:1", Arc::new(remote))]).await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    let client = Client::of(&world).await;
+
+    let stranger = Sim::new(SimConfig::node(2), world.clock.clone(), None, None).expect("a node");
+    served.abort();
+    (&mut served).await.expect_err("aborted");
+    served = serve(&stranger, &socket);
+    let patch = CvmPatch { memory: Sparse::Value(4096), ..CvmPatch::default() };
+    let id = world.accept_update(&cvm, patch).await;
+    let right = async {
+        // Nobody has compared the node yet: it counts as one that answers.
+        world.clock.sleep(Duration::from_secs(8)).await;
+        assert_eq!(nodes(&client).await[0]["status"], "ONLINE");
+        reconcile::once(&world.app).await;
+        assert_eq!(nodes(&client).await[0]["status"], "OFFLINE", "at once");
+        assert_eq!(nodes(&client).await[0]["name"], "sim-1");
+        assert!(world.operation(id).state.is_open());
+        let told: Vec<_> = stranger.calls().into_iter().map(|call| call.call).collect();
+        assert_eq!(told, ["describe"], "it was asked who it is, and nothing else");
+
+        served.abort();
+        (&mut served).await.expect_err("aborted");
+        served = serve(&world.sim, &socket);
+        // The first look finds that the connection broke.
+        reconcile::once(&world.app).await;
+        reconcile::once(&world.app).await;
+    };
+    tokio::join!(world.settle(), right);
+    assert_eq!(world.operation(id).state.name(), "succeeded");
+    served.abort();
 }
 
 /// A node whose calls take this long.
