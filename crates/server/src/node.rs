@@ -110,6 +110,12 @@ impl Node {
         Arc::clone(&self.contact().facts)
     }
 
+    /// The same, and does it answer? As long as it is the same `Arc`, it is the same.
+    pub(crate) fn told(&self) -> (Arc<NodeFacts>, bool) {
+        let contact = self.contact();
+        (Arc::clone(&contact.facts), contact.online)
+    }
+
     /// When it last answered; never, if it is none.
     pub fn seen_at(&self) -> Option<Timestamp> {
         self.contact().seen_at

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_server::app::{App, NewNode};
-use casemate_server::driver::DynDriver;
 use casemate_server::driver::fault::{Fault, Planned};
 use casemate_server::driver::remote::{self, RemoteSim};
 use casemate_server::driver::sim::{Sim, SimConfig};
+use casemate_server::driver::{DynDriver, Image};
 use casemate_server::store::{Durability, Store, WriterMode};
 use casemate_server::workflow::reconcile;
 use casemate_testkit::World;
@@ -198,6 +198,35 @@ async fn another_node_at_a_known_address_is_told_nothing() {
     tokio::join!(world.settle(), right);
     assert_eq!(world.operation(id).state.name(), "succeeded");
     served.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_shown_of_a_cvm_follows_its_node() {
+    let world = World::start().await;
+    let client = Client::of(&world).await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    let shown = async |field: &str| {
+        let whole = client.json(&format!("/cvms/{}", cvm.uid)).await[field].clone();
+        let item = client.json("/cvms/paginated").await["items"][0][field].clone();
+        assert_eq!(whole, item, "{field}");
+        whole
+    };
+    assert_eq!(shown("node_info").await["status"], "ONLINE");
+    set_away(&world.sim, true);
+    world.clock.sleep(Duration::from_secs(30)).await;
+    reconcile::once(&world.app).await;
+    assert_eq!(shown("node_info").await["status"], "OFFLINE");
+    set_away(&world.sim, false);
+    reconcile::once(&world.app).await;
+    assert_eq!(shown("node_info").await["status"], "ONLINE");
+
+    let mut facts = (*world.app.node(cvm.node_id).expect("a node").facts()).clone();
+    facts.region = "elsewhere".into();
+    facts.images.iter_mut().for_each(|image: &mut Image| image.version = vec![9, 9, 9]);
+    world.sim.set_facts(facts);
+    reconcile::once(&world.app).await;
+    assert_eq!(shown("node_info").await["region"], "elsewhere");
+    assert_eq!(shown("os").await["version"], "9.9.9");
 }
 
 /// A node whose calls take this long.
