@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use casemate_types::ids::VmUuid;
+use casemate_types::wire::Sysinfo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
@@ -40,6 +41,7 @@ enum Call {
     EnsureAbsent { at: At },
     Observe { machines: Vec<VmUuid> },
     Inventory,
+    Sysinfo { machine: VmUuid },
     Logs { machine: VmUuid, channel: LogChannel },
     Plan { planned: Planned },
     Clear,
@@ -121,6 +123,7 @@ impl Call {
             Self::EnsureAbsent { at } => json(sim.ensure_absent(at).await?),
             Self::Observe { machines } => json(sim.observe(&machines).await?),
             Self::Inventory => json(sim.inventory().await?),
+            Self::Sysinfo { machine } => json(sim.sysinfo(machine).await?),
             Self::Logs { machine, channel } => json(sim.logs(machine, &channel).await?),
             Self::Plan { planned } => json(sim.plan(planned)?),
             Self::Clear => json(sim.clear()?),
@@ -321,6 +324,10 @@ impl Driver for RemoteSim {
         self.ask(Call::Inventory).await
     }
 
+    async fn sysinfo(&self, machine: VmUuid) -> Result<Option<Sysinfo>> {
+        self.ask(Call::Sysinfo { machine }).await
+    }
+
     async fn logs(&self, machine: VmUuid, channel: &LogChannel) -> Result<Vec<LogLine>> {
         self.ask(Call::Logs { machine, channel: channel.clone() }).await
     }
@@ -399,6 +406,7 @@ mod tests {
             driver.ensure_applied(at(1), &machine(1));
             driver.ensure_started(at(1));
             driver.observe(&[at(1).vm]);
+            driver.sysinfo(at(1).vm);
             driver.logs(at(1).vm, &LogChannel::Serial);
             driver.logs(at(1).vm, &LogChannel::Container("db".into()));
             faults.plan(lost);
