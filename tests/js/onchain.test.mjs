@@ -1,68 +1,30 @@
-// CVMs whose code a contract has to allow: the official SDK, unmodified, against `casemate dev --chain anvil`. Clients take the
-// chain for Base. What they sign goes to the chain and nowhere else; what the server believes it reads there.
+// CVMs whose code a contract has to allow: the official clients, unmodified, against `casemate dev --chain anvil`.
 
 import assert from "node:assert/strict";
 import { writeFile } from "node:fs/promises";
 import { after, before, describe, test } from "node:test";
 import * as sdk from "@phala/cloud";
-import { COMPOSE, seal, sealedHash, startCloud } from "./cloud.mjs";
+import { COMPOSE, seal, sealedHash } from "./cloud.mjs";
+import { nextCompose, startChainCloud } from "./onchain.mjs";
 
 let cloud;
 let client;
 let chain;
+let register;
+let create;
 before(async () => {
-  cloud = await startCloud({ args: ["--chain", "anvil", "--chain-id", "8453"] });
-  client = cloud.client();
-  chain = { chain: sdk.SUPPORTED_CHAINS[8453], rpcUrl: cloud.env.ETH_RPC_URL, privateKey: cloud.env.PRIVATE_KEY };
+  ({ cloud, client, chain, register, create } = await startChainCloud());
 });
 after(() => cloud?.stop());
-
-let edition = 0;
-const nextCompose = () => COMPOSE.replace("nginx:alpine", `nginx:1.${++edition}-alpine`);
 
 /** Asserts that `action` is refused with this status. */
 const refused = (status, action) =>
   assert.rejects(action, (caught) => caught instanceof sdk.PhalaCloudError && caught.status === status);
 
-/** Registers a hash as its app's owner does. */
-const register = (app, composeHash) => sdk.addComposeHash({ ...chain, appId: `0x${app.replace(/^0x/, "")}`, composeHash });
-
-/** A new app with its contract, and its first CVM, running. */
-async function create(name, env) {
-  const keys = env && Object.keys(env);
-  const provision = await client.provisionCvm({
-    name,
-    kms: "BASE",
-    compose_file: { docker_compose_file: COMPOSE, ...(keys && { allowed_envs: keys }) },
-  });
-  assert.equal(provision.app_id, null, "the contract's address is not known yet");
-  const { compose_hash, device_id, kms_info } = provision;
-  assert.equal(kms_info.chain_id, 8453);
-  const contract = await sdk.deployAppAuth({
-    ...chain,
-    kmsContractAddress: kms_info.kms_contract_address,
-    deviceId: device_id,
-    composeHash: compose_hash,
-  });
-  const { public_key } = await client.getAppEnvEncryptPubKey({ kms: kms_info.slug, app_id: contract.appId });
-  const sealed = env && (await seal(env, public_key));
-  const vm = await client.commitCvmProvision({
-    app_id: contract.appId,
-    compose_hash,
-    kms_id: kms_info.slug,
-    contract_address: contract.appAuthAddress,
-    deployer_address: contract.deployer,
-    ...(sealed && { encrypted_env: sealed, env_keys: keys }),
-  });
-  const cvm = await cloud.idle(vm.vm_uuid);
-  assert.deepEqual([cvm.status, cvm.compose_hash], ["running", compose_hash]);
-  return { id: vm.vm_uuid, app: contract.appId, device: device_id, kms: kms_info, compose_hash, public_key, provision };
-}
-
 describe("one party", () => {
   let mine;
   before(async () => {
-    mine = await create("one-party", { TOKEN: "first" });
+    mine = await create("one-party", { env: { TOKEN: "first" } });
   });
 
   test("creation is refused for a contract that does not stand behind it", async () => {
