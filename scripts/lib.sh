@@ -6,7 +6,8 @@ export PATH="$PATH:$PWD/.tools/py/bin:$PWD/.tools/cargo/bin"
 
 say() { printf '%s\n' "$@"; }
 stop() { printf '%s\n' "$@" >&2; exit 1; }
-have() { command -v "$1" >/dev/null 2>&1; }
+# have PROGRAM: whether it is on the PATH. A function of that name does not count.
+have() { type -P "$1" >/dev/null; }
 
 # need_rust: stops with the one command that helps, unless cargo is there.
 need_rust() {

@@ -1,68 +1,30 @@
-// CVMs whose code a contract has to allow: the official SDK, unmodified, against `casemate dev --chain anvil`. Clients take the
-// chain for Base. What they sign goes to the chain and nowhere else; what the server believes it reads there.
+// CVMs whose code a contract has to allow: the official clients, unmodified, against `casemate dev --chain anvil`.
 
 import assert from "node:assert/strict";
 import { writeFile } from "node:fs/promises";
 import { after, before, describe, test } from "node:test";
 import * as sdk from "@phala/cloud";
-import { COMPOSE, seal, sealedHash, startCloud } from "./cloud.mjs";
+import { COMPOSE, seal, sealedHash } from "./cloud.mjs";
+import { nextCompose, startChainCloud } from "./onchain.mjs";
 
 let cloud;
 let client;
 let chain;
+let register;
+let create;
 before(async () => {
-  cloud = await startCloud({ args: ["--chain", "anvil", "--chain-id", "8453"] });
-  client = cloud.client();
-  chain = { chain: sdk.SUPPORTED_CHAINS[8453], rpcUrl: cloud.env.ETH_RPC_URL, privateKey: cloud.env.PRIVATE_KEY };
+  ({ cloud, client, chain, register, create } = await startChainCloud());
 });
 after(() => cloud?.stop());
-
-let edition = 0;
-const nextCompose = () => COMPOSE.replace("nginx:alpine", `nginx:1.${++edition}-alpine`);
 
 /** Asserts that `action` is refused with this status. */
 const refused = (status, action) =>
   assert.rejects(action, (caught) => caught instanceof sdk.PhalaCloudError && caught.status === status);
 
-/** Registers a hash as its app's owner does. */
-const register = (app, composeHash) => sdk.addComposeHash({ ...chain, appId: `0x${app.replace(/^0x/, "")}`, composeHash });
-
-/** A new app with its contract, and its first CVM, running. */
-async function create(name, env) {
-  const keys = env && Object.keys(env);
-  const provision = await client.provisionCvm({
-    name,
-    kms: "BASE",
-    compose_file: { docker_compose_file: COMPOSE, ...(keys && { allowed_envs: keys }) },
-  });
-  assert.equal(provision.app_id, null, "the contract's address is not known yet");
-  const { compose_hash, device_id, kms_info } = provision;
-  assert.equal(kms_info.chain_id, 8453);
-  const contract = await sdk.deployAppAuth({
-    ...chain,
-    kmsContractAddress: kms_info.kms_contract_address,
-    deviceId: device_id,
-    composeHash: compose_hash,
-  });
-  const { public_key } = await client.getAppEnvEncryptPubKey({ kms: kms_info.slug, app_id: contract.appId });
-  const sealed = env && (await seal(env, public_key));
-  const vm = await client.commitCvmProvision({
-    app_id: contract.appId,
-    compose_hash,
-    kms_id: kms_info.slug,
-    contract_address: contract.appAuthAddress,
-    deployer_address: contract.deployer,
-    ...(sealed && { encrypted_env: sealed, env_keys: keys }),
-  });
-  const cvm = await cloud.idle(vm.vm_uuid);
-  assert.deepEqual([cvm.status, cvm.compose_hash], ["running", compose_hash]);
-  return { id: vm.vm_uuid, app: contract.appId, device: device_id, kms: kms_info, compose_hash, public_key, provision };
-}
-
 describe("one party", () => {
   let mine;
   before(async () => {
-    mine = await create("one-party", { TOKEN: "first" });
+    mine = await create("one-party", { env: { TOKEN: "first" } });
   });
 
   test("creation is refused for a contract that does not stand behind it", async () => {
@@ -188,23 +150,80 @@ describe("several parties", () => {
 });
 
 describe("the phala command", () => {
+  const NAME = "by-command";
   const signing = () => ["--rpc-url", cloud.env.ETH_RPC_URL, "--private-key", cloud.env.PRIVATE_KEY];
-
-  test("deploys, updates with one party, and prepares and commits for several", async () => {
-    const file = `${cloud.dir}/docker-compose.yml`;
+  const update = (...args) => cloud.phalaJson("deploy", "--cvm-id", NAME, "-c", file, ...args);
+  /** Runs a command that is to fail, and returns what it says. */
+  const fails = async (...args) => {
+    const { code, stdout, stderr } = await cloud.phala(...args);
+    assert.equal(code, 1, stdout + stderr);
+    return stdout + stderr;
+  };
+  let file;
+  let vm;
+  before(async () => {
+    file = `${cloud.dir}/docker-compose.yml`;
     await writeFile(file, COMPOSE);
-    await cloud.phalaJson("deploy", "-n", "by-command", "-c", file, "--kms", "base", ...signing());
-    await cloud.idle("by-command");
+    vm = await cloud.phalaJson("deploy", "-n", NAME, "-c", file, "--kms", "base", ...signing());
+    await cloud.idle(NAME);
+  });
 
-    await writeFile(file, nextCompose());
-    await cloud.proves("by-command", { recomposed: true }, () =>
-      cloud.phalaJson("deploy", "--cvm-id", "by-command", "-c", file, ...signing()),
-    );
+  test("updates with one party, in one restart", async () => {
+    const compose = nextCompose();
+    await writeFile(file, compose);
+    await cloud.proves(NAME, { recomposed: true }, () => update(...signing()));
+    assert.equal(await client.getCvmDockerCompose({ id: NAME }), compose);
+  });
 
+  test("registers a device that is not allowed yet, too", async () => {
+    const { device_id } = (await cloud.get(`/apps/${vm.app_id}/device-allowlist`)).devices[0];
+    await sdk.removeDevice({ ...chain, appAddress: `0x${vm.app_id.replace(/^0x/, "")}`, deviceId: `0x${device_id}` });
     await writeFile(file, nextCompose());
-    const prepared = await cloud.phalaJson("deploy", "--cvm-id", "by-command", "-c", file, "--prepare-only");
-    const [token] = JSON.stringify(prepared).match(/ct_[0-9a-f]{96}/) ?? assert.fail(JSON.stringify(prepared));
-    const ask = await sdk.patchCvm(client, { id: "by-command", docker_compose_file: COMPOSE, prepareOnly: true });
-    assert.notEqual(ask.commitToken, token);
+    await cloud.proves(NAME, { recomposed: true }, () => update(...signing()));
+  });
+
+  test("without a key it stops before anything is signed, and the machine runs on", async () => {
+    await writeFile(file, nextCompose());
+    await cloud.proves(NAME, { boots: 0 }, async () => {
+      assert.match(await fails("deploy", "--cvm-id", NAME, "-c", file, "--json"), /private[- ]key/i);
+    });
+  });
+
+  test("prepares for several; whoever has the token commits", async () => {
+    for (const withHash of [true, false]) {
+      await writeFile(file, nextCompose());
+      const asked = await cloud.proves(NAME, { boots: 0 }, () => update("--prepare-only"));
+      assert.equal(asked.prepare_only, true);
+      assert.equal(new URL(asked.commit_url).hash, `#${asked.commit_token}`);
+      assert.deepEqual([asked.onchain_status.compose_hash_allowed, asked.onchain_status.is_allowed], [false, false]);
+      const commit = (token, ...proof) => ["deploy", "--cvm-id", NAME, "--commit", "--token", token, ...proof];
+
+      await cloud.proves(NAME, { boots: 0 }, async () => {
+        assert.match(await fails(...commit(asked.commit_token)), /not allowed|does not allow/i);
+        assert.match(await fails(...commit(`ct_${"0".repeat(96)}`)), /Invalid commit token/);
+      });
+      const { transactionHash } = await register(asked.app_id, asked.compose_hash);
+      const proof = withHash ? ["--compose-hash", asked.compose_hash, "--transaction-hash", transactionHash] : [];
+      await cloud.proves(NAME, { recomposed: true }, () => cloud.phalaJson(...commit(asked.commit_token, ...proof)));
+      assert.equal(`0x${(await cloud.observed(NAME)).compose_hash}`, asked.compose_hash);
+      assert.match(await fails(...commit(asked.commit_token)), /Invalid commit token/);
+    }
+  });
+
+  test("seals an environment for an app that a contract governs", async () => {
+    const env = `${cloud.dir}/owner.env`;
+    await writeFile(env, "TOKEN=secret\n");
+    await writeFile(file, nextCompose());
+    const changed = { encrypted_env_sha256: (hash) => /^[0-9a-f]{64}$/.test(hash), env_keys: ["TOKEN"] };
+    await cloud.proves(NAME, { recomposed: true, changed }, () => update("-e", env, ...signing()));
+  });
+
+  test("makes a replica in two steps", async () => {
+    const asked = await cloud.phalaJson("cvms", "replicate", NAME, "--prepare-only");
+    const token = ["--token", asked.commitToken, "--compose-hash", asked.composeHash];
+    const { vm_uuid: id } = await cloud.phalaJson("cvms", "replicate", NAME, "--commit", ...token);
+    const replica = await cloud.idle(id);
+    assert.equal(replica.status, "running");
+    assert.equal((await cloud.observed(id)).compose_hash, (await cloud.observed(NAME)).compose_hash);
   });
 });

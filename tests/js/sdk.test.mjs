@@ -459,7 +459,9 @@ describe("updates, each proved on the node", () => {
     assert.equal(state.boot_error, undefined);
     const stats = await client.getCvmStats({ id });
     assert.equal(stats.is_online, true);
-    assert.equal(stats.sysinfo, null, "a simulated guest has no system to tell about");
+    const { vcpu, memory_mb, disk_gb } = await cloud.observed(id);
+    const { num_cpus, total_memory, disks } = stats.sysinfo;
+    assert.deepEqual([num_cpus, total_memory / 2 ** 20, disks[0].total_size / 2 ** 30], [vcpu, memory_mb, disk_gb]);
     assert.equal((await client.getCvmNetwork({ id })).is_online, true);
     const composition = await client.getCvmContainersStats({ id });
     assert.equal(composition.docker_compose_file, await client.getCvmDockerCompose({ id }));

@@ -1,6 +1,6 @@
 // The configuration updates as their specification lists them: route, parameters and result fields of each method.
 //
-// A result that is an array stands for its items. `onChain` are the fields that only a CVM with a contract-owned KMS has.
+// A result that is an array stands for its items.
 
 export const TABLE = {
   updateCvmResources: {
@@ -17,10 +17,6 @@ export const TABLE = {
     route: "PATCH /cvms/{cvmId}/pre-launch-script",
     parameters: ["id", "pre_launch_script", "compose_hash", "transaction_hash"],
     results: ["status", "message", "correlation_id", "compose_hash", "app_id", "device_id", "kms_info"],
-    onChain: {
-      parameters: ["compose_hash", "transaction_hash"],
-      results: ["compose_hash", "app_id", "device_id", "kms_info"],
-    },
   },
   updateOsImage: {
     route: "PATCH /cvms/{cvmId}/os-image",
@@ -84,41 +80,34 @@ export const TABLE = {
       "commitUrl",
       "onchainStatus",
     ],
-    onChain: {
-      results: ["composeHash", "appId", "deviceId", "kmsInfo", "commitToken", "commitUrl", "onchainStatus"],
-    },
   },
   confirmCvmPatch: {
     route: "PATCH /cvms/{cvmId}",
     parameters: ["id", "composeHash", "transactionHash"],
     results: ["correlationId"],
-    onChain: { results: ["correlationId"] },
   },
   commitCvmUpdate: {
     route: "POST /cvms/{cvmId}/commit-update",
     parameters: ["id", "token", "composeHash", "transactionHash"],
     results: ["correlationId", "status"],
-    onChain: { results: ["correlationId", "status"] },
   },
 };
 
 /** Everything a table lists, one a line: `method`, `method: route`, `method(parameter)` and `method -> result`. */
 export function fieldsOf(table) {
-  const lines = (method, { parameters = [], results = [] } = {}) => [
+  const lines = ([method, { route, parameters, results }]) => [
+    method,
+    `${method}: ${route}`,
     ...parameters.map((field) => `${method}(${field})`),
     ...results.map((field) => `${method} -> ${field}`),
   ];
-  const entries = Object.entries(table);
-  return {
-    all: new Set(entries.flatMap(([method, entry]) => [method, `${method}: ${entry.route}`, ...lines(method, entry)])),
-    onChain: new Set(entries.flatMap(([method, entry]) => lines(method, entry.onChain))),
-  };
+  return new Set(Object.entries(table).flatMap(lines));
 }
 
 /** What is listed but was not used, and what was used but is not listed. Both are empty when all is well. */
-export function differences({ all, onChain }, used) {
+export function differences(listed, used) {
   return {
-    unused: [...all].filter((field) => !used.has(field) && !onChain.has(field)),
-    unlisted: [...used].filter((field) => !all.has(field)),
+    unused: [...listed].filter((field) => !used.has(field)),
+    unlisted: [...used].filter((field) => !listed.has(field)),
   };
 }

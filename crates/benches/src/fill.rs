@@ -77,7 +77,7 @@ pub(crate) async fn fill(data: &Path, sim: &Sim, count: usize) -> Result<()> {
             ids.push('\n');
         }
         let lease = clock.now().checked_add(1.hour())?;
-        let claimed = store.operation_claim(None, clock.now(), lease, AT_ONCE).await?;
+        let claimed = store.operation_claim(None, clock.now(), lease, AT_ONCE).await?.work;
         try_join_all(claimed.into_iter().map(|work| carry_out(&store, &clock, sim, work))).await?;
     }
     std::fs::write(data.join("ids"), ids)?;

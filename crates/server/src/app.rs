@@ -10,7 +10,6 @@ use casemate_chain::{Chain, Evm};
 use casemate_kms::RootKeys;
 use casemate_types::env::EnvVar;
 use casemate_types::ids::AppId;
-use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
@@ -85,17 +84,12 @@ impl App {
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let secret = store.setting_ensure("secret", clock.random::<32>().to_vec()).await?;
         let secret = secret.try_into().map_err(|_| "the store's secret has not 32 bytes")?;
-        let mut numbered = BTreeMap::new();
-        // All at once: several that are away are waited for only once.
-        for opened in join_all(nodes.into_iter().map(|node| Node::open(node, &store, &clock))).await {
-            let (id, node) = opened?;
-            numbered.insert(id, node);
-        }
+        let nodes = Node::open(nodes, &store, &clock).await?;
         let parts = Parts {
             store,
             clock,
             kms,
-            nodes: numbered,
+            nodes,
             secret,
             config,
             chains,

@@ -210,7 +210,7 @@ pub struct ChainSettings {
     pub from_block: Option<u64>,
     /// An endpoint that clients are told about, for chains that they do not know. Not one that holds a key.
     pub public_rpc_url: Option<String>,
-    /// It makes a block only when there is something to put in it, as local chains do. Default `false`: a head older than five
+    /// It makes a block only when there is something to put in it, as local chains do. Default `false`: a head older than two
     /// minutes is not believed.
     pub blocks_on_demand: Option<bool>,
 }

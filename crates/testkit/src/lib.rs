@@ -182,13 +182,13 @@ impl World {
         // Far more rounds than any run needs: a run that does not end is a failure and not a hang.
         for _ in 0..10_000 {
             let now = self.clock.now();
-            let work = self.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims");
-            if work.is_empty() {
-                let Some(due) = self.app.store.operation_next_due(None).expect("reads") else { return };
+            let claimed = self.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims");
+            if claimed.work.is_empty() {
+                let Some(due) = claimed.next else { return };
                 let wait = Duration::try_from(due.duration_since(now)).unwrap_or_default();
                 self.clock.sleep(wait.max(Duration::from_millis(1))).await;
             }
-            for work in work {
+            for work in claimed.work {
                 worker::carry(&self.app, work, probe).await;
             }
         }
@@ -344,8 +344,13 @@ impl Probe for Interrupter<'_> {
                 if world.operation(operation.id).state.is_open() {
                     world.clock.sleep(LEASE).await;
                     let now = world.clock.now();
-                    for work in
-                        world.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims")
+                    for work in world
+                        .app
+                        .store
+                        .operation_claim(None, now, now + LEASE, 64)
+                        .await
+                        .expect("claims")
+                        .work
                     {
                         Box::pin(worker::carry(&world.app, work, &OneStep)).await;
                     }

@@ -5,6 +5,7 @@ mod cli;
 mod client;
 mod cloud;
 mod kill_9;
+mod kill_9_approvals;
 mod load;
 mod power_loss;
 mod sweep_patches;

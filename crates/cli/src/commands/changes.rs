@@ -76,16 +76,23 @@ pub(crate) struct Visibility {
     pub(crate) public_tcbinfo: Option<bool>,
 }
 
-/// How an update is done.
+/// How the machine is stopped.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Update")]
-pub(crate) struct How {
+pub(crate) struct Stopping {
     /// How long the guest may take to shut down, 10 to 1200; 60 unless given
     #[arg(long, value_name = "SECONDS")]
     pub(crate) shutdown_timeout: Option<u32>,
     /// Switch the machine off if it has not shut down by then
     #[arg(long)]
     pub(crate) allow_force_stop: bool,
+}
+
+/// How an update is done.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Update")]
+pub(crate) struct How {
+    #[command(flatten)]
+    pub(crate) stopping: Stopping,
     /// What happens if the update fails: put-back starts the old configuration again, hold leaves the machine as it is
     #[arg(long, value_name = "put-back|hold", value_parser = on_failure)]
     pub(crate) on_failure: Option<OnFailure>,
@@ -260,10 +267,10 @@ impl How {
     }
 
     pub(crate) fn patch(&self, mut patch: Patch) -> Patch {
-        if let Some(seconds) = self.shutdown_timeout {
+        if let Some(seconds) = self.stopping.shutdown_timeout {
             patch = patch.shutdown_timeout_secs(seconds);
         }
-        if self.allow_force_stop {
+        if self.stopping.allow_force_stop {
             patch = patch.allow_force_stop(true);
         }
         if let Some(on_failure) = self.on_failure {

@@ -24,6 +24,7 @@ fn common_lines_are_taken() {
         "cvms delete web-1 --yes",
         "cvms logs web-1 db -f -n 20",
         "cvms rollback web-1 3 --dry-run",
+        "cvms rollback web-1 3 --shutdown-timeout 30 --allow-force-stop",
         "cvms confirm web-1 0xaa",
         "cvms commit web-1 - 0xaa 0xbb",
         "cvms refresh-instance-id web-1 web-2 -y",

@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use casemate_types::env::EnvVar;
 use casemate_types::ids::{AppId, ComposeHash, InstanceId, VmUuid};
+use casemate_types::wire::Sysinfo;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -123,7 +124,11 @@ pub trait Driver: Send + Sync {
     /// How often it is worth asking a booting machine how far it is.
     fn poll_interval(&self) -> Duration;
 
-    /// Capacity, images and identity of the node.
+    /// From now on only the node with this name is meant. Who answers on a new connection says its name before it is asked
+    /// anything; if that is another, every call but `describe` is [`Error::Unreachable`], and it hears nothing of it.
+    fn expect_node(&self, name: &str);
+
+    /// Capacity, images and identity of the node, whichever answers.
     async fn describe(&self) -> Result<NodeFacts>;
 
     /// Everything that can fail without touching the running machine: image present, room, files in place.
@@ -146,6 +151,10 @@ pub trait Driver: Send + Sync {
 
     /// Every machine on the node, also those nobody here knows.
     async fn inventory(&self) -> Result<Vec<Observed>>;
+
+    /// What the system inside a machine says of itself, for people. Nothing while its guest is not up, or if this kind of node
+    /// does not tell.
+    async fn sysinfo(&self, machine: VmUuid) -> Result<Option<Sysinfo>>;
 
     /// Lines of one log of a machine, oldest first.
     async fn logs(&self, machine: VmUuid, channel: &LogChannel) -> Result<Vec<LogLine>>;
@@ -329,6 +338,12 @@ impl Image {
     /// `<name>-<first 8 hex digits of the hash>`.
     pub fn slug(&self) -> String {
         format!("{}-{}", self.name, self.os_image_hash.get(..8).unwrap_or(&self.os_image_hash))
+    }
+
+    /// Its version, as text.
+    pub fn version_text(&self) -> String {
+        let numbers: Vec<_> = self.version.iter().map(u32::to_string).collect();
+        numbers.join(".")
     }
 
     /// Is it what somebody means who writes `text`, its name or its slug?

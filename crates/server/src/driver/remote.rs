@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use casemate_types::ids::VmUuid;
+use casemate_types::wire::Sysinfo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
@@ -31,6 +32,7 @@ use crate::cvm::spec::Booking;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "call", rename_all = "snake_case")]
 enum Call {
+    Hello,
     Describe,
     EnsureStaged { at: At, machine: Box<Machine> },
     EnsureStopped { at: At, how: Stop },
@@ -39,6 +41,7 @@ enum Call {
     EnsureAbsent { at: At },
     Observe { machines: Vec<VmUuid> },
     Inventory,
+    Sysinfo { machine: VmUuid },
     Logs { machine: VmUuid, channel: LogChannel },
     Plan { planned: Planned },
     Clear,
@@ -111,6 +114,7 @@ async fn serve_connection(sim: Sim, stream: UnixStream) {
 impl Call {
     async fn run(self, sim: &Sim) -> Result<Box<RawValue>> {
         match self {
+            Self::Hello => json(sim.name()),
             Self::Describe => json(sim.describe().await?),
             Self::EnsureStaged { at, machine } => json(sim.ensure_staged(at, &machine).await?),
             Self::EnsureStopped { at, how } => json(sim.ensure_stopped(at, how).await?),
@@ -119,6 +123,7 @@ impl Call {
             Self::EnsureAbsent { at } => json(sim.ensure_absent(at).await?),
             Self::Observe { machines } => json(sim.observe(&machines).await?),
             Self::Inventory => json(sim.inventory().await?),
+            Self::Sysinfo { machine } => json(sim.sysinfo(machine).await?),
             Self::Logs { machine, channel } => json(sim.logs(machine, &channel).await?),
             Self::Plan { planned } => json(sim.plan(planned)?),
             Self::Clear => json(sim.clear()?),
@@ -143,7 +148,16 @@ pub struct RemoteSim(Arc<Remote>);
 
 struct Remote {
     path: PathBuf,
-    link: Mutex<Option<mpsc::UnboundedSender<Asked>>>,
+    link: Mutex<Option<Link>>,
+    /// Name of the node that is meant, if that is known.
+    expected: OnceLock<String>,
+}
+
+/// A connection, and who answers on it.
+#[derive(Clone)]
+struct Link {
+    asked: mpsc::UnboundedSender<Asked>,
+    name: Arc<str>,
 }
 
 /// A call on its way to the connection, and where its result goes.
@@ -152,7 +166,7 @@ type Asked = (Call, oneshot::Sender<Result<Box<RawValue>>>);
 impl RemoteSim {
     /// The node that listens, or will listen, at `path`.
     pub fn connect(path: impl Into<PathBuf>) -> Self {
-        Self(Arc::new(Remote { path: path.into(), link: Mutex::new(None) }))
+        Self(Arc::new(Remote { path: path.into(), link: Mutex::new(None), expected: OnceLock::new() }))
     }
 
     /// As [`Sim::effects`].
@@ -191,18 +205,19 @@ impl RemoteSim {
     }
 
     async fn ask<T: DeserializeOwned>(&self, call: Call) -> Result<T> {
-        let (answer, answered) = oneshot::channel();
-        let broke = || Error::Unreachable("the connection broke".into());
-        self.link().await?.send((call, answer)).map_err(|_| broke())?;
-        let value = answered.await.map_err(|_| broke())??;
-        serde_json::from_str(value.get())
-            .map_err(|error| Error::Unreachable(format!("its answer is no answer: {error}")))
+        let Link { asked, name } = self.link().await?;
+        match self.0.expected.get() {
+            Some(expected) if **expected != *name && call != Call::Describe => {
+                Err(Error::Unreachable(format!("{name} answers where {expected} should be")))
+            }
+            Some(_) | None => ask(&asked, call).await,
+        }
     }
 
     /// The connection, made anew if there is none.
-    async fn link(&self) -> Result<mpsc::UnboundedSender<Asked>> {
+    async fn link(&self) -> Result<Link> {
         let mut link = self.0.link.lock().await;
-        if let Some(link) = link.as_ref().filter(|link| !link.is_closed()) {
+        if let Some(link) = link.as_ref().filter(|link| !link.asked.is_closed()) {
             return Ok(link.clone());
         }
         let stream = UnixStream::connect(&self.0.path).await.map_err(|error| {
@@ -210,9 +225,19 @@ impl RemoteSim {
         })?;
         let (asked, inbox) = mpsc::unbounded_channel();
         tokio::spawn(carry(stream, inbox));
-        *link = Some(asked.clone());
-        Ok(asked)
+        let name: String = ask(&asked, Call::Hello).await?;
+        Ok(link.insert(Link { asked, name: name.into() }).clone())
     }
+}
+
+/// Asks on this connection, whoever is at its other end.
+async fn ask<T: DeserializeOwned>(asked: &mpsc::UnboundedSender<Asked>, call: Call) -> Result<T> {
+    let (answer, answered) = oneshot::channel();
+    let broke = || Error::Unreachable("the connection broke".into());
+    asked.send((call, answer)).map_err(|_| broke())?;
+    let value = answered.await.map_err(|_| broke())??;
+    serde_json::from_str(value.get())
+        .map_err(|error| Error::Unreachable(format!("its answer is no answer: {error}")))
 }
 
 /// Carries calls over one connection until it breaks or nobody is left to ask. What is not answered by then never will
@@ -262,6 +287,11 @@ impl Driver for RemoteSim {
         sim::POLL_INTERVAL
     }
 
+    fn expect_node(&self, name: &str) {
+        // The first one stays: a node is known by its name, and what is known of it does not move to another.
+        self.0.expected.get_or_init(|| name.to_owned());
+    }
+
     async fn describe(&self) -> Result<NodeFacts> {
         self.ask(Call::Describe).await
     }
@@ -292,6 +322,10 @@ impl Driver for RemoteSim {
 
     async fn inventory(&self) -> Result<Vec<Observed>> {
         self.ask(Call::Inventory).await
+    }
+
+    async fn sysinfo(&self, machine: VmUuid) -> Result<Option<Sysinfo>> {
+        self.ask(Call::Sysinfo { machine }).await
     }
 
     async fn logs(&self, machine: VmUuid, channel: &LogChannel) -> Result<Vec<LogLine>> {
@@ -372,6 +406,7 @@ mod tests {
             driver.ensure_applied(at(1), &machine(1));
             driver.ensure_started(at(1));
             driver.observe(&[at(1).vm]);
+            driver.sysinfo(at(1).vm);
             driver.logs(at(1).vm, &LogChannel::Serial);
             driver.logs(at(1).vm, &LogChannel::Container("db".into()));
             faults.plan(lost);
@@ -467,6 +502,29 @@ mod tests {
 
         let nobody = RemoteSim::connect(served.folder.path().join("nobody.sock"));
         assert!(matches!(nobody.describe().await, Err(Error::Unreachable(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_node_at_the_same_place_hears_nothing() {
+        let mut served = Served::new(config());
+        let sim = served.sim.clone();
+        served.remote.expect_node(&sim.name());
+        served.remote.ensure_applied(at(1), &machine(1)).await.unwrap();
+        let stranger = Sim::new(SimConfig::node(2), Clock::manual(1), None, None).unwrap();
+        served.sim = stranger.clone();
+        served.restart().await;
+        // Perhaps only now it hears that the connection broke.
+        drop(served.remote.describe().await);
+        let wrong = Error::Unreachable("sim-2 answers where sim-1 should be".into());
+        assert_eq!(served.remote.ensure_started(at(1)).await, Err(wrong.clone()));
+        assert_eq!(served.remote.observe(&[at(1).vm]).await, Err(wrong));
+        assert_eq!(served.remote.describe().await.unwrap().name, "sim-2", "who it is, it is asked");
+        assert!(stranger.calls().iter().all(|call| call.call == "describe"), "{:?}", stranger.calls());
+        served.sim = sim.clone();
+        served.restart().await;
+        drop(served.remote.describe().await);
+        served.remote.ensure_started(at(1)).await.unwrap();
+        assert_eq!(sim.effects(at(1).vm), ["apply", "start"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@
 //!   request and the answer take time, drawn from the seed. Every fault strikes at one of these three moments.
 //!
 //! What keeps late and repeated calls harmless is in `sim/fence.rs`, what a guest makes of its configuration in
-//! `sim/guest.rs`, what it writes in `sim/logs.rs`.
+//! `sim/guest.rs`, what it writes in `sim/logs.rs` and what its system says of itself in `sim/sysinfo.rs`.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use casemate_types::ids::VmUuid;
+use casemate_types::wire::Sysinfo;
 use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -46,6 +47,7 @@ mod logs;
 mod machine;
 mod node;
 mod room;
+mod sysinfo;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -175,6 +177,11 @@ impl Sim {
     /// The sum of what its machines occupy.
     pub fn used(&self) -> Booking {
         self.lock().node.used()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.lock().facts.name.clone()
     }
 
     /// Changes the host itself: its images, its capacity.
@@ -340,6 +347,9 @@ impl Driver for Sim {
         POLL_INTERVAL
     }
 
+    /// It is part of this process: nobody else can answer.
+    fn expect_node(&self, _: &str) {}
+
     async fn describe(&self) -> Result<NodeFacts> {
         self.read("describe", &[], |_, site, _| Ok(site.facts.clone())).await
     }
@@ -380,6 +390,10 @@ impl Driver for Sim {
             Ok(node.machines().into_iter().filter_map(|vm| node.observe(vm, site, now)).collect())
         })
         .await
+    }
+
+    async fn sysinfo(&self, machine: VmUuid) -> Result<Option<Sysinfo>> {
+        self.read("sysinfo", &[machine], |node, site, now| Ok(node.sysinfo(machine, site, now))).await
     }
 
     async fn logs(&self, machine: VmUuid, channel: &LogChannel) -> Result<Vec<LogLine>> {

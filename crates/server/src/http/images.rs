@@ -11,7 +11,6 @@ use serde::Serialize;
 use super::error::answer;
 use super::extract::{Caller, Params};
 use super::page::Wanted;
-use super::view;
 use crate::app::App;
 use crate::error::Result;
 
@@ -65,7 +64,7 @@ pub fn all(app: &App) -> Vec<wire::OsImage> {
     let shown = |image: &crate::driver::Image| wire::OsImage {
         name: image.name.clone(),
         slug: image.slug(),
-        version: view::image_version(image),
+        version: image.version_text(),
         os_image_hash: Some(image.os_image_hash.clone()),
         is_dev: image.is_dev,
         requires_gpu: image.requires_gpu,

@@ -173,6 +173,7 @@ impl Store {
                 id: new.op,
                 cvm_id,
                 workspace_id: new.workspace_id,
+                node_id: new.node_id,
                 generation: 1,
                 kind: Kind::Create,
                 steps: Kind::Create.steps(Power::On),

@@ -34,7 +34,7 @@ pub use cvms::{AppRevisionInfo, AppRow, Found, NewCvm, RevisionInfo};
 pub use events::{Event, NewEvent, Of};
 pub use lists::{AppFilter, CvmFilter};
 pub use nodes::NodeRow;
-pub use operations::{Accepted, NewOperation, NewSpec, OperationFilter, Work};
+pub use operations::{Accepted, Claimed, NewOperation, NewSpec, OperationFilter, Room, Work};
 pub use provisions::Provision;
 pub use sqlite::{Durability, Store, WriterMode};
 pub use sweep::Keep;

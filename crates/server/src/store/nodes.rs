@@ -76,15 +76,19 @@ impl Store {
         .await
     }
 
-    /// The node that was last at `address`. If none ever was, `unknown` stands for it from now on.
-    pub async fn node_expect(&self, address: String, unknown: NodeFacts) -> Result<NodeRow> {
+    /// The nodes that were last at these addresses, in this order. Where none ever was, what stands in for it does from now on;
+    /// so new nodes get their numbers in the order of the configuration.
+    pub async fn nodes_expect(&self, expected: Vec<(String, NodeFacts)>) -> Result<Vec<NodeRow>> {
         self.write(move |tx| {
-            let sql = "SELECT id FROM node WHERE address = ? ORDER BY seen_at DESC LIMIT 1";
-            let known: Option<i64> = tx.query_row(sql, [&address], |row| row.get(0)).optional()?;
-            let id = known.map_or_else(|| insert(tx, &unknown, &address), Ok)?;
-            let mut statement = tx.prepare_cached(&const_format(NODE, "WHERE id = ?"))?;
-            let mut found = statement.query([id])?;
-            found.next()?.map_or(Err(Error::Missing), node)
+            let last_at = "SELECT id FROM node WHERE address = ? ORDER BY seen_at DESC LIMIT 1";
+            let expect = |(address, unknown): &(String, NodeFacts)| -> Result<NodeRow> {
+                let known: Option<i64> = tx.query_row(last_at, [address], |row| row.get(0)).optional()?;
+                let id = known.map_or_else(|| insert(tx, unknown, address), Ok)?;
+                let mut statement = tx.prepare_cached(&const_format(NODE, "WHERE id = ?"))?;
+                let mut found = statement.query([id])?;
+                found.next()?.map_or(Err(Error::Missing), node)
+            };
+            expected.iter().map(expect).collect()
         })
         .await
     }

@@ -20,6 +20,7 @@ use crate::workflow::operation::{
     Aftermath, Change, FailCode, FailReason, Held, Kind, Lane, Operation, Options, Records, State, Step,
     StepName, steps_after_interrupting,
 };
+use crate::workflow::shares::Shares;
 use crate::workflow::step::Done;
 
 /// A piece of work to be accepted on an existing CVM.
@@ -76,6 +77,37 @@ pub struct Work {
     pub cvm: Cvm,
     /// The machine as the operation wants it.
     pub machine: Machine,
+}
+
+/// What may be claimed.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// At most so many operations.
+    pub limit: usize,
+    /// What each workspace has in hand; one that has its share gets nothing more.
+    pub workspaces: Shares,
+    /// What talks to each node; one that has its share gets nothing more.
+    pub nodes: Shares,
+    /// Node and workspace that got something last. It is the turn of those that follow them.
+    pub after: (i64, i64),
+}
+
+impl From<usize> for Room {
+    /// So many, whoever has how many.
+    fn from(limit: usize) -> Self {
+        Self { limit, workspaces: Shares::endless(), nodes: Shares::endless(), after: (0, 0) }
+    }
+}
+
+/// What was claimed, and what was not.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// The operations.
+    pub work: Vec<Work>,
+    /// If there are none: when the next is due that has room, or the lease on one ends.
+    pub next: Option<Timestamp>,
+    /// Something may be due for which there was no room.
+    pub crowded: bool,
 }
 
 /// Which operations a list shows.
@@ -198,7 +230,7 @@ impl Store {
         .await
     }
 
-    /// Hands out up to `limit` operations of `lane`, or of any, that are due and in nobody's hands.
+    /// Hands out operations of `lane`, or of any, that are due and in nobody's hands, as far as there is `room`.
     ///
     /// One that does not read back keeps nobody waiting: it fails, and whoever wants its CVM can go on with it.
     pub async fn operation_claim(
@@ -206,54 +238,26 @@ impl Store {
         lane: Option<Lane>,
         now: Timestamp,
         lease_until: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Work>> {
-        let due = move |tx: &Connection| -> Result<Vec<OperationId>> {
-            let open = open_in(lane);
-            let sql = format!(
-                "SELECT id FROM operation WHERE {open} AND not_before <= ?1 AND lease_until <= ?1 ORDER BY not_before LIMIT ?2"
-            );
-            let mut statement = tx.prepare_cached(&sql)?;
-            let ids = statement.query_map(params![millis(now), limit], |row| row.get(0).map(OperationId))?;
-            Ok(ids.collect::<rusqlite::Result<_>>()?)
-        };
-        if self.read(due)?.is_empty() {
-            return Ok(Vec::new());
+        room: impl Into<Room>,
+    ) -> Result<Claimed> {
+        let room = room.into();
+        let found = self.read(|connection| due(connection, lane, now, room.clone()))?;
+        if found.ids.is_empty() {
+            return Ok(Claimed { work: Vec::new(), next: found.next, crowded: found.crowded });
         }
         self.change(move |tx| {
-            let (mut claimed, mut seq) = (Vec::new(), 0);
-            for id in due(tx)? {
+            let found = due(tx, lane, now, room.clone())?;
+            let (mut work, mut seq) = (Vec::new(), 0);
+            for id in found.ids {
                 match claim(tx, id, now, lease_until) {
-                    Ok(work) => claimed.push(work),
+                    Ok(claimed) => work.push(claimed),
                     Err(error) if error.is_about_content() => seq = give_up(tx, id, &error, now)?,
                     Err(error) => return Err(error),
                 }
             }
-            Ok((claimed, seq))
+            Ok((Claimed { work, next: Some(now), crowded: found.crowded }, seq))
         })
         .await
-    }
-
-    /// When the next queued operation of `lane`, or of any, is due, or the next lease ends.
-    pub fn operation_next_due(&self, lane: Option<Lane>) -> Result<Option<Timestamp>> {
-        self.read(|connection| {
-            let open = open_in(lane);
-            let sql =
-                format!("SELECT not_before, lease_until FROM operation WHERE {open} ORDER BY not_before");
-            let mut statement = connection.prepare_cached(&sql)?;
-            let mut open = statement.query([])?;
-            let mut earliest: Option<i64> = None;
-            while let Some(row) = open.next()? {
-                let (not_before, lease_until): (i64, i64) = (row.get(0)?, row.get(1)?);
-                // Those that follow are not due before this one.
-                if earliest.is_some_and(|earliest| earliest <= not_before) {
-                    break;
-                }
-                let due = not_before.max(lease_until);
-                earliest = Some(earliest.map_or(due, |earliest| earliest.min(due)));
-            }
-            earliest.map(rows::time).transpose()
-        })
     }
 
     /// Keeps the claim for longer. `ClaimLost` if it is somebody else's by now.
@@ -480,6 +484,87 @@ fn open_in(lane: Option<Lane>) -> &'static str {
         Some(Lane::Ordinary) => "status IN ('queued', 'running') AND kind NOT IN ('stop', 'delete')",
         Some(Lane::Urgent) => "status IN ('queued', 'running') AND kind IN ('stop', 'delete')",
     }
+}
+
+/// Operations that are due, as far as there is room.
+#[derive(Default)]
+struct Due {
+    ids: Vec<OperationId>,
+    next: Option<Timestamp>,
+    crowded: bool,
+}
+
+/// Looks for what is due, one node and workspace after the other. What has no room is passed by as a whole: it takes no longer
+/// however much of it there is.
+fn due(connection: &Connection, lane: Option<Lane>, now: Timestamp, mut room: Room) -> Result<Due> {
+    let open = open_in(lane);
+    let mut pairs = connection.prepare_cached(&pair_after(open))?;
+    let mut of_one = connection.prepare_cached(&of_pair(open))?;
+    let mut due = Due::default();
+    let mut earliest: Option<i64> = None;
+    // From where it is somebody's turn to the end, and then from the beginning to there.
+    let (mut at, mut again) = (room.after, room.after > (0, 0));
+    while due.ids.len() < room.limit {
+        let pair = pairs.query_row([at.0, at.1], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        let Some((node, workspace)) =
+            pair.filter(|pair| again || *pair <= room.after || room.after == (0, 0))
+        else {
+            if !std::mem::take(&mut again) {
+                break;
+            }
+            at = (0, 0);
+            continue;
+        };
+        at = (node, workspace);
+        if !room.nodes.may_take(node) {
+            due.crowded = true;
+            at.1 = i64::MAX;
+            continue;
+        }
+        if !room.workspaces.may_take(workspace) {
+            due.crowded = true;
+            continue;
+        }
+        let mut found = of_one.query([node, workspace])?;
+        while let Some(row) = found.next()? {
+            let (not_before, lease_until): (i64, i64) = (row.get(1)?, row.get(2)?);
+            let from = not_before.max(lease_until);
+            if from > millis(now) {
+                earliest = Some(earliest.map_or(from, |earliest| earliest.min(from)));
+                if not_before > millis(now) {
+                    // Those that follow are not due before this one.
+                    break;
+                }
+            } else if due.ids.len() < room.limit
+                && room.workspaces.may_take(workspace)
+                && room.nodes.take(node)
+            {
+                room.workspaces.take(workspace);
+                due.ids.push(OperationId(row.get(0)?));
+            } else {
+                due.crowded = true;
+                break;
+            }
+        }
+    }
+    due.next = earliest.map(rows::time).transpose()?;
+    Ok(due)
+}
+
+/// The first node and workspace after these that have open operations.
+fn pair_after(open: &str) -> String {
+    format!(
+        "SELECT node_id, workspace_id FROM operation WHERE {open} AND (node_id, workspace_id) > (?1, ?2)
+         ORDER BY node_id, workspace_id LIMIT 1"
+    )
+}
+
+/// The open operations of a node and a workspace, in the order in which they are due.
+fn of_pair(open: &str) -> String {
+    format!(
+        "SELECT id, not_before, lease_until FROM operation WHERE {open} AND node_id = ?1 AND workspace_id = ?2
+         ORDER BY not_before"
+    )
 }
 
 fn claim(tx: &Connection, id: OperationId, now: Timestamp, lease_until: Timestamp) -> Result<Work> {
@@ -735,6 +820,7 @@ fn accept_onto(
         id: new.id,
         cvm_id: cvm.id,
         workspace_id: cvm.workspace_id,
+        node_id: cvm.node_id,
         generation,
         kind: new.kind,
         steps: &new.steps,
@@ -807,6 +893,7 @@ pub(super) struct Inserted<'a> {
     pub id: OperationId,
     pub cvm_id: i64,
     pub workspace_id: i64,
+    pub node_id: i64,
     pub generation: u64,
     pub kind: Kind,
     pub steps: &'a [StepName],
@@ -827,13 +914,14 @@ impl Inserted<'_> {
             false => State::Queued { not_before: self.at },
         };
         tx.prepare_cached(
-            "INSERT INTO operation (id, cvm_id, workspace_id, generation, kind, status, step, steps, not_before, target,
-               previous, options, diff, user_id, created_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO operation (id, cvm_id, workspace_id, node_id, generation, kind, status, step, steps, not_before, target,
+               previous, options, diff, user_id, created_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             self.id.0,
             self.cvm_id,
             self.workspace_id,
+            self.node_id,
             self.generation,
             self.kind.as_str(),
             state.name(),
@@ -906,6 +994,7 @@ fn insert_put_back(
         id,
         cvm_id: cvm.id,
         workspace_id: cvm.workspace_id,
+        node_id: cvm.node_id,
         generation,
         kind: Kind::PutBack,
         steps: Kind::PutBack.steps(cvm.power),
@@ -967,16 +1056,20 @@ mod tests {
     }
 
     #[test]
-    fn claims_look_only_at_their_own_lane() {
-        let claim = |lane| {
-            plan(&format!(
-                "SELECT id FROM operation WHERE {} AND not_before <= ?1 AND lease_until <= ?1 ORDER BY not_before LIMIT ?2",
-                open_in(Some(lane))
-            ))
-        };
-        let (urgent, ordinary) = (claim(Lane::Urgent), claim(Lane::Ordinary));
-        assert!(urgent.contains("operation_urgent") && !urgent.contains("TEMP B-TREE"), "{urgent}");
-        assert!(ordinary.contains("operation_due") && !ordinary.contains("TEMP B-TREE"), "{ordinary}");
+    fn claims_look_only_at_their_own_lane_and_jump_over_what_has_no_room() {
+        for (lane, index) in [(Lane::Urgent, "operation_urgent"), (Lane::Ordinary, "operation_due")] {
+            let open = open_in(Some(lane));
+            let pair = plan(&pair_after(open));
+            assert!(pair.contains(&format!("{index} ((node_id,workspace_id)>(?,?))")), "{pair}");
+            let rows = plan(&of_pair(open));
+            assert!(
+                rows.contains(&format!("COVERING INDEX {index} (node_id=? AND workspace_id=?)")),
+                "{rows}"
+            );
+            for plan in [pair, rows] {
+                assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+            }
+        }
         for kind in [Kind::Stop, Kind::Delete] {
             assert_eq!(kind.lane(), Lane::Urgent, "as the index and the condition have it");
         }

@@ -119,8 +119,8 @@ async fn read(
 
 /// Reads on, until `stop` is cancelled, in the logs that somebody began to read.
 pub async fn run(app: App, stop: CancellationToken) {
-    while stop.run_until_cancelled(app.clock.sleep(auto_commit::EVERY)).await.is_some() {
-        if stop.run_until_cancelled(read_on(&app)).await.is_none() {
+    while stop.run_until_cancelled(read_on(&app)).await.is_some() {
+        if stop.run_until_cancelled(app.clock.sleep(auto_commit::EVERY)).await.is_none() {
             return;
         }
     }

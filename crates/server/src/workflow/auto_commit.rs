@@ -28,8 +28,8 @@ const AT_ONCE: usize = 500;
 
 /// Looks until `stop` is cancelled.
 pub async fn run(app: App, stop: CancellationToken) {
-    while stop.run_until_cancelled(app.clock.sleep(EVERY)).await.is_some() {
-        if stop.run_until_cancelled(once(&app)).await.is_none() {
+    while stop.run_until_cancelled(once(&app)).await.is_some() {
+        if stop.run_until_cancelled(app.clock.sleep(EVERY)).await.is_none() {
             return;
         }
     }

@@ -15,6 +15,7 @@ pub mod power;
 pub mod reconcile;
 pub mod replica;
 pub mod sealed;
+pub mod shares;
 pub mod step;
 pub mod sweep;
 pub mod update;

@@ -28,12 +28,14 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// Compares until `stop` is cancelled. Nodes do not wait for each other.
 pub async fn run(app: App, stop: CancellationToken) {
     let each = app.nodes.iter().map(async |(&id, node)| {
+        // One that did not answer in the time that a start has may only be slow.
+        let mut rest = if node.is_online() { EVERY } else { Duration::ZERO };
         loop {
-            let rest = if node.is_online() { EVERY } else { AGAIN };
             if stop.run_until_cancelled(app.clock.sleep(rest)).await.is_none() {
                 return;
             }
             compare_or_say(&app, id, node).await;
+            rest = if node.is_online() { EVERY } else { AGAIN };
         }
     });
     join_all(each).await;

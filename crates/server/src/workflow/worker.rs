@@ -4,20 +4,21 @@
 //! that dies or oversleeps is replaced when its lease ends, and what it still does then is refused by the store and the node.
 //!
 //! What waits for a guest holds nobody up: it gives its turn to talk back meanwhile, and a stop or a deletion, which wait for
-//! nobody, are worked on in a lane of their own.
+//! nobody, are worked on in a lane of their own. Nor does a workspace with many guests that take their time, or a node that does
+//! not answer: neither gets more than its share ([`super::shares`]) of what one process does at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use casemate_types::ids::OperationId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::operation::{Lane, Operation, StepName, aftermath};
+use super::shares::{Place, Places};
 use super::step::{self, Done, Trouble};
 use crate::app::App;
-use crate::store::{self, Work};
+use crate::store::{self, Claimed, Room, Work};
 
 /// How long a claim holds without a sign of life.
 pub const LEASE: Duration = Duration::from_secs(30);
@@ -25,20 +26,23 @@ pub const LEASE: Duration = Duration::from_secs(30);
 /// How much one process does at a time, in each lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hands {
-    /// Operations that talk to nodes.
+    /// Operations that talk to nodes. Shared by the nodes.
     pub talking: usize,
-    /// These and the operations that wait for their guests. Bounds the memory they take.
+    /// These and the operations that wait for their guests. Bounds the memory they take. Shared by the workspaces.
     pub in_hand: usize,
 }
 
 impl Default for Hands {
     fn default() -> Self {
-        Self { talking: 64, in_hand: 512 }
+        Self { talking: 128, in_hand: 512 }
     }
 }
 
 /// How long a worker rests at most: bounds what a lost signal can cost.
 const REST: Duration = Duration::from_secs(5);
+
+/// The same while something is due that has no share free: something else may become due before anybody gives one back.
+const REST_IN_A_CROWD: Duration = Duration::from_millis(500);
 
 /// A place in the life of a step where something can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,32 +84,43 @@ pub async fn run_with(app: App, probe: Arc<dyn Probe>, stop: CancellationToken, 
 }
 
 async fn run_lane(app: App, lane: Lane, hands: Hands, probe: Arc<dyn Probe>, stop: CancellationToken) {
-    let in_hand = Arc::new(Semaphore::new(hands.in_hand));
-    let talking = Arc::new(Semaphore::new(hands.talking));
+    let (in_hand, talking) = (Places::new(hands.in_hand), Places::new(hands.talking));
+    let mut after = (0, 0);
     while !stop.is_cancelled() {
         let woken = app.woken(lane);
-        let free = in_hand.available_permits().min(talking.available_permits());
-        let (found, troubled) = match claim(&app, lane, free).await {
-            Ok(found) => (found, false),
+        let (workspaces, nodes) = (in_hand.shares(), talking.shares());
+        let limit = workspaces.free().min(nodes.free());
+        let rest = match claim(&app, lane, Room { limit, workspaces, nodes, after }).await {
+            Ok(Claimed { work, next, crowded }) if work.is_empty() => {
+                // Whoever is done next says so.
+                let most = if crowded { REST_IN_A_CROWD } else { REST };
+                let wait =
+                    next.and_then(|next| Duration::try_from(next.duration_since(app.clock.now())).ok());
+                Some(wait.unwrap_or(most).clamp(Duration::from_millis(1), most))
+            }
+            Ok(Claimed { work, .. }) => {
+                for work in work {
+                    after = (work.cvm.node_id, work.cvm.workspace_id);
+                    let place = in_hand.take(work.cvm.workspace_id).await;
+                    let (app, probe, stop) = (app.clone(), Arc::clone(&probe), stop.clone());
+                    // Now, so that the next claim knows of it.
+                    let place_to_talk = talking.try_take(work.cvm.node_id);
+                    let turn =
+                        Turn { app: app.clone(), lane, talking: Arc::clone(&talking), place: place_to_talk };
+                    tokio::spawn(async move {
+                        stop.run_until_cancelled(carry_with(&app, work, probe.as_ref(), turn)).await;
+                        drop(place);
+                        app.wake(lane);
+                    });
+                }
+                None
+            }
             Err(error) => {
                 tracing::error!(%error, "operations cannot be claimed");
-                (Vec::new(), true)
+                Some(REST)
             }
         };
-        let idle = found.is_empty();
-        for work in found {
-            let permit = Arc::clone(&in_hand).acquire_owned().await.expect("never closed");
-            let (app, probe, stop) = (app.clone(), Arc::clone(&probe), stop.clone());
-            let turn = Turn { app: app.clone(), lane, talking: Arc::clone(&talking), permit: None };
-            tokio::spawn(async move {
-                stop.run_until_cancelled(carry_with(&app, work, probe.as_ref(), turn)).await;
-                drop(permit);
-                app.wake(lane);
-            });
-        }
-        if idle {
-            // Who has its hands full need not know what is due: whoever is done next says so.
-            let rest = if free == 0 || troubled { REST } else { until_next(&app, lane) };
+        if let Some(rest) = rest {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = woken => {}
@@ -119,41 +134,34 @@ async fn run_lane(app: App, lane: Lane, hands: Hands, probe: Arc<dyn Probe>, sto
 struct Turn {
     app: App,
     lane: Lane,
-    talking: Arc<Semaphore>,
-    permit: Option<OwnedSemaphorePermit>,
+    talking: Arc<Places>,
+    place: Option<Place>,
 }
 
 impl Turn {
-    async fn for_step(&mut self, operation: &Operation, step: StepName) {
-        if operation.waits_for_guest(step) {
-            if self.permit.take().is_some() {
+    async fn for_step(&mut self, work: &Work, step: StepName) {
+        if work.operation.waits_for_guest(step) {
+            if self.place.take().is_some() {
                 self.app.wake(self.lane);
             }
-        } else if self.permit.is_none() {
-            let permit = Arc::clone(&self.talking).acquire_owned().await.expect("never closed");
-            self.permit = Some(permit);
+        } else if self.place.is_none() {
+            self.place = Some(self.talking.take(work.cvm.node_id).await);
         }
     }
 }
 
-async fn claim(app: &App, lane: Lane, limit: usize) -> store::Result<Vec<Work>> {
-    if limit == 0 {
-        return Ok(Vec::new());
+async fn claim(app: &App, lane: Lane, room: Room) -> store::Result<Claimed> {
+    if room.limit == 0 {
+        return Ok(Claimed { crowded: true, ..Claimed::default() });
     }
     let now = app.clock.now();
-    app.store.operation_claim(Some(lane), now, now + LEASE, limit).await
-}
-
-fn until_next(app: &App, lane: Lane) -> Duration {
-    let due = app.store.operation_next_due(Some(lane)).ok().flatten();
-    let wait = due.and_then(|due| Duration::try_from(due.duration_since(app.clock.now())).ok());
-    wait.unwrap_or(REST).clamp(Duration::from_millis(1), REST)
+    app.store.operation_claim(Some(lane), now, now + LEASE, room).await
 }
 
 /// Carries one claimed operation on until it ends, has to wait, or is in other hands.
 pub async fn carry(app: &App, work: Work, probe: &dyn Probe) {
-    let (lane, talking) = (work.operation.kind.lane(), Arc::new(Semaphore::new(1)));
-    carry_with(app, work, probe, Turn { app: app.clone(), lane, talking, permit: None }).await;
+    let (lane, talking) = (work.operation.kind.lane(), Places::new(1));
+    carry_with(app, work, probe, Turn { app: app.clone(), lane, talking, place: None }).await;
 }
 
 async fn carry_with(app: &App, mut work: Work, probe: &dyn Probe, mut turn: Turn) {
@@ -163,7 +171,7 @@ async fn carry_with(app: &App, mut work: Work, probe: &dyn Probe, mut turn: Turn
             return;
         }
         let performed = async {
-            turn.for_step(operation, name).await;
+            turn.for_step(&work, name).await;
             step::perform(app, &work, name).await
         };
         let outcome = tokio::select! {

@@ -563,7 +563,7 @@ async fn a_chain_that_is_away_before_the_stop_is_given_up_after_five_minutes() {
     let begun = stage.world.clock.now();
     let work = {
         let lease = begun + Duration::from_secs(30);
-        stage.world.app.store.operation_claim(None, begun, lease, 1).await.expect("claims").remove(0)
+        stage.world.app.store.operation_claim(None, begun, lease, 1).await.expect("claims").work.remove(0)
     };
     worker::carry(&stage.world.app, work, &NoProbe).await;
     let waiting_for = stage.world.operation(id).waiting_for.expect("says what it waits for");

@@ -38,7 +38,7 @@ fn failed(operation: &Operation) -> (FailCode, String, Option<OperationId>) {
 /// Works on whatever is due now, once.
 async fn one_round(world: &World) {
     let now = world.clock.now();
-    for work in world.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims") {
+    for work in world.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims").work {
         carry(&world.app, work, &NoProbe).await;
     }
 }
@@ -95,8 +95,14 @@ async fn a_node_that_goes_away_after_the_stop_is_waited_for() {
     plan(&world, Fault::SlowStop { seconds: 5 }, false);
     let app = world.app.clone();
     let now = world.clock.now();
-    let work =
-        app.store.operation_claim(None, now, now + LEASE, 1).await.expect("claims").pop().expect("is due");
+    let work = app
+        .store
+        .operation_claim(None, now, now + LEASE, 1)
+        .await
+        .expect("claims")
+        .work
+        .pop()
+        .expect("is due");
     let worker = tokio::spawn(async move { carry(&app, work, &NoProbe).await });
     world.clock.sleep(std::time::Duration::from_secs(1)).await;
     plan(&world, Fault::Unreachable, false);
@@ -363,8 +369,14 @@ async fn cancel_works_until_the_stop_began() {
     let id = world.accept_update(&cvm, new_image()).await;
     let app = world.app.clone();
     let now = world.clock.now();
-    let work =
-        app.store.operation_claim(None, now, now + LEASE, 1).await.expect("claims").pop().expect("is due");
+    let work = app
+        .store
+        .operation_claim(None, now, now + LEASE, 1)
+        .await
+        .expect("claims")
+        .work
+        .pop()
+        .expect("is due");
     let worker = tokio::spawn(async move { carry(&app, work, &NoProbe).await });
     world.clock.sleep(std::time::Duration::from_secs(5)).await;
     let refused =

@@ -60,7 +60,7 @@ async fn a_guest_gets_its_whole_time_although_the_node_was_away() {
     let id = world.accept_update(&cvm, patch).await;
     // The step begins, and nobody is there for longer than the guest may take.
     let now = world.clock.now();
-    for work in world.app.store.operation_claim(None, now, now + LEASE, 1).await.expect("claims") {
+    for work in world.app.store.operation_claim(None, now, now + LEASE, 1).await.expect("claims").work {
         struct UntilStop;
         #[async_trait::async_trait]
         impl casemate_server::workflow::worker::Probe for UntilStop {

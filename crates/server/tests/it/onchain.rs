@@ -310,6 +310,7 @@ async fn the_page_is_one_file_that_trusts_nobody() {
         ("/approve/0198c1d2-0000-7000-8000-000000000000", "text/html; charset=utf-8"),
         ("/approve/page.js", "text/javascript; charset=utf-8"),
         ("/approve/page.css", "text/css; charset=utf-8"),
+        ("/approve/icon.svg", "image/svg+xml"),
     ] {
         let answer = nobody.root(path).await;
         assert_eq!(answer.status, 200);

@@ -71,7 +71,7 @@ async fn cancel_after_the_stop_began_is_refused_with_a_code() {
             step != casemate_server::workflow::operation::StepName::Stop
         }
     }
-    for work in scene.world.app.store.operation_claim(None, now, now + LEASE, 1).await.expect("claims") {
+    for work in scene.world.app.store.operation_claim(None, now, now + LEASE, 1).await.expect("claims").work {
         carry(&scene.world.app, work, &UntilStop).await;
     }
     let late = scene.client.post(&format!("/operations/{id}/cancel"), json!({})).await.expect(409);

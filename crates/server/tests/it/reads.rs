@@ -1,5 +1,7 @@
 //! What can be read, and by whom.
 
+use std::time::Duration;
+
 use axum::http::Method;
 use casemate_server::cvm::spec::sha256;
 use casemate_server::driver::fault::{Fault, Planned};
@@ -10,6 +12,7 @@ use casemate_types::version::ApiVersion;
 use serde_json::{Value, json};
 
 use crate::client::Client;
+use crate::scene::Scene;
 
 const MISSING: &str = "6a1f0f5e-6f0c-4b7e-9a3e-0d7a3c1b2a10";
 
@@ -256,6 +259,39 @@ async fn what_is_off_or_out_of_reach_is_offline_and_no_error() {
     assert_eq!((&state["status"], state.get("uptime")), (&"stopped".into(), None));
     world.sim.plan(Planned { fault: Fault::Unreachable, once: false, vm: None }).expect("planned");
     assert_eq!(online().await, [false; 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_system_of_a_simulated_guest_has_its_size_and_its_time() {
+    let scene = Scene::start().await;
+    let told = async || scene.client.json(&scene.path("/stats")).await;
+    let first = told().await;
+    assert_eq!(first["error"], Value::Null);
+    let number = |stats: &Value, field: &str| stats["sysinfo"][field].as_u64().expect("a whole number");
+    let spec = scene.spec();
+    assert_eq!(number(&first, "num_cpus"), u64::from(spec.vcpu));
+    let memory = u64::from(spec.memory_mb) << 20;
+    assert_eq!(number(&first, "total_memory"), memory);
+    let disk = &first["sysinfo"]["disks"][0];
+    assert_eq!(disk["total_size"], u64::from(spec.disk_gb) << 30);
+    assert!(disk["free_size"].as_u64() < disk["total_size"].as_u64(), "{disk}");
+    assert_eq!(first["sysinfo"]["os_version"], "0.5.5");
+
+    scene.world.clock.sleep(Duration::from_secs(3600)).await;
+    let later = told().await;
+    assert_eq!(number(&later, "uptime"), number(&first, "uptime") + 3600);
+    for stats in [&first, &later] {
+        assert_eq!(number(stats, "used_memory") + number(stats, "available_memory"), memory);
+        assert!(number(stats, "free_memory") <= number(stats, "available_memory"));
+    }
+    for load in ["loadavg_one", "loadavg_five", "loadavg_fifteen"] {
+        assert!(number(&later, load) < number(&first, load), "{load}: booting is over");
+    }
+    assert_eq!(later, told().await, "at the same time it says the same");
+
+    scene.world.sim.plan(Planned { fault: Fault::Crash, once: true, vm: None }).expect("planned");
+    let off = told().await;
+    assert_eq!((&off["is_online"], &off["sysinfo"]), (&json!(false), &Value::Null));
 }
 
 #[tokio::test(start_paused = true)]

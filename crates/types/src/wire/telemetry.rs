@@ -210,12 +210,12 @@ pub struct Sysinfo {
     pub free_swap: u64,
     /// How long it has run, in seconds.
     pub uptime: u64,
-    /// Load over one minute.
-    pub loadavg_one: f64,
-    /// Load over five minutes.
-    pub loadavg_five: f64,
-    /// Load over fifteen minutes.
-    pub loadavg_fifteen: f64,
+    /// Load over one minute, in hundredths: 100 keeps one processor busy.
+    pub loadavg_one: u64,
+    /// Load over five minutes, in hundredths: 100 keeps one processor busy.
+    pub loadavg_five: u64,
+    /// Load over fifteen minutes, in hundredths: 100 keeps one processor busy.
+    pub loadavg_fifteen: u64,
     /// Its disks.
     pub disks: Vec<Disk>,
 }

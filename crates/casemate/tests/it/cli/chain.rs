@@ -74,7 +74,7 @@ fn a_cloud_uses_a_chain_that_already_runs() {
     drop(deaf);
     refused(&[&closed, &format!("--kms-contract={kms}")], "the chain does not answer");
 
-    let world = World::with(&[&chain, &format!("--kms-contract={kms}"), "--confirmations=2"]);
+    let world = World::with(&[&chain, &format!("--kms-contract={kms}")]);
     assert_eq!(world.variable("ETH_RPC_URL"), url);
     world.file("owner.key", OWNER);
     world.file("app.yml", &compose("nginx:1"));

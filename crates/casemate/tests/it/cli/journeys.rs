@@ -57,7 +57,9 @@ fn an_app_is_deployed_changed_rolled_back_and_deleted() {
 
     let plan = world.ok("cvms rollback web-1 1 --dry-run");
     assert!(plan.starts_with("web-1 would restart once with:\n"), "{plan}");
-    let told = world.ok("cvms rollback web-1 1");
+    let early = world.fails("cvms rollback web-1 1 --shutdown-timeout 5", 2);
+    assert!(early.contains("--shutdown-timeout") && early.contains("10 to 1200"), "{early}");
+    let told = world.ok("cvms rollback web-1 1 --shutdown-timeout 30 --allow-force-stop");
     assert!(told.starts_with("web-1 is back at revision 1."), "{told}");
     assert_eq!(world.json("cvms observed web-1")["memory_mb"], 2048);
     let revisions = world.ok("cvms revisions web-1");

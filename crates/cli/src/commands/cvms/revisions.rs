@@ -5,6 +5,7 @@ use casemate_sdk::wire::{Revision, RevisionPage};
 use clap::Args;
 use futures_util::TryStreamExt;
 
+use crate::commands::changes::Stopping;
 use crate::commands::outcome::{self, Approving, Change, Waiting};
 use crate::commands::signing::Signing;
 use crate::context::Context;
@@ -81,6 +82,8 @@ pub(crate) struct Rollback {
     /// The number of the earlier revision
     #[arg(value_name = "REVISION")]
     revision: u64,
+    #[command(flatten)]
+    stopping: Stopping,
     /// Leave the machine as it is if the rollback fails, instead of starting the configuration before it again
     #[arg(long)]
     hold: bool,
@@ -97,6 +100,12 @@ impl Rollback {
     pub(crate) async fn run(self, cx: &Context) -> Result<()> {
         self.signing.check(false)?;
         let mut rollback = cx.client()?.cvm(&self.cvm).rollback(self.revision);
+        if let Some(seconds) = self.stopping.shutdown_timeout {
+            rollback = rollback.shutdown_timeout_secs(seconds);
+        }
+        if self.stopping.allow_force_stop {
+            rollback = rollback.allow_force_stop(true);
+        }
         if self.hold {
             rollback = rollback.on_failure(OnFailure::Hold);
         }

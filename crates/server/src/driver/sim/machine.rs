@@ -158,6 +158,11 @@ impl Held {
         }
     }
 
+    /// The run whose guest is up.
+    pub(super) fn up(&self, now: Timestamp) -> Option<&Boot> {
+        self.boots.back().filter(|_| self.guest(now) == Guest::Done)
+    }
+
     fn guest(&self, now: Timestamp) -> Guest {
         match self.boots.back().filter(|boot| boot.down.is_none()) {
             None if self.meant_on => Guest::Exited,

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use casemate_types::ids::VmUuid;
+use casemate_types::wire::Sysinfo;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::faults::Faults;
 use super::fence::{Entry, Fence, Stage};
 use super::machine::Held;
-use super::{guest, logs, room};
+use super::{guest, logs, room, sysinfo};
 use crate::cvm::spec::{Booking, Spec, sha256};
 use crate::driver::fault::{Fault, Planned};
 use crate::driver::{
@@ -238,6 +239,13 @@ impl Node {
     /// The machines that are there.
     pub(super) fn machines(&self) -> Vec<VmUuid> {
         self.slots.iter().filter(|(_, slot)| slot.held.is_some()).map(|(vm, _)| *vm).collect()
+    }
+
+    /// What the system inside a machine says; nothing unless its guest is up.
+    pub(super) fn sysinfo(&mut self, vm: VmUuid, site: &Site<'_>, now: Timestamp) -> Option<Sysinfo> {
+        let slot = self.slots.get_mut(&vm)?;
+        slot.settle(now);
+        sysinfo::of(slot.held.as_ref()?, site.facts, now)
     }
 
     /// One log of a machine.

@@ -21,6 +21,7 @@ const POLICY: &str =
 pub fn routes() -> Router<App> {
     Router::new()
         .route("/approve/{id}", get(async || file("text/html; charset=utf-8", include_str!("page.html"))))
+        .route("/approve/icon.svg", get(async || file("image/svg+xml", include_str!("icon.svg"))))
         .route("/approve/page.css", get(async || file("text/css; charset=utf-8", include_str!("page.css"))))
         .route(
             "/approve/page.js",

@@ -3,8 +3,8 @@
 const POLL_MS = 5000;
 const CHAINS = { 1: "Ethereum", 8453: "Base", 31337: "a local chain" };
 const NAMES = {
-  docker_compose_file: "Docker compose file", pre_launch_script: "Pre-launch script", allowed_envs: "Environment variables let in",
-  encrypted_env: "Sealed environment (names)", compose_hash: "Compose hash", vcpu: "vCPUs", memory: "Memory (MB)",
+  docker_compose_file: "Docker compose file", pre_launch_script: "Pre-launch script", allowed_envs: "Variables let in",
+  encrypted_env: "Sealed variables", compose_hash: "Compose hash", vcpu: "vCPUs", memory: "Memory (MB)",
   disk_size: "Disk (GB)", image: "OS image", user_config: "User config", public_logs: "Public logs",
   public_sysinfo: "Public system info", public_tcbinfo: "Public TCB info", gpus: "GPUs",
 };
@@ -26,7 +26,7 @@ async function call(method, path, body) {
   if (body) headers["Content-Type"] = "application/json";
   const answer = await fetch("/api/v1/approvals/" + encodeURIComponent(id) + path, {
     method, headers, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit", referrerPolicy: "no-referrer",
-  });
+  }).catch(() => { throw new Error("The server does not answer. Try again: nothing is committed twice."); });
   const value = await answer.json().catch(() => ({}));
   if (answer.ok) return value;
   const detail = typeof value.detail === "string" ? value.detail
@@ -57,21 +57,24 @@ function show(approval) {
     const what = approval.purpose === "replica" ? "Another machine like " : "An update of ";
     document.title = what + approval.cvm_name + " · Casemate";
     at("title").textContent = what + approval.cvm_name;
-    at("byline").textContent = "Asked for by " + approval.author + " on " + when(approval.created_at) + ". Can be committed until "
-      + when(approval.expires_at) + ".";
     at("hash").textContent = approval.compose_hash;
     at("contract").textContent = approval.contract;
     at("chain").textContent = (CHAINS[approval.chain_id] || "Chain") + " (id " + approval.chain_id + ")";
-    at("kms").textContent = (approval.kms.slug || approval.kms.id) + ", contract " + approval.kms.kms_contract_address;
-    at("recompute").textContent = "sha256sum app-compose.json        # Linux\nshasum -a 256 app-compose.json    # macOS";
+    at("kms").textContent = approval.kms.slug || approval.kms.id;
+    at("kms-contract").textContent = approval.kms.kms_contract_address;
     at("custody").hidden = approval.kms.custody !== "operator";
     at("download").disabled = approval.app_compose === null;
     showDiff(approval.diff);
   }
+  at("byline").textContent = "Asked for by " + approval.author + " on " + when(approval.created_at) + "."
+    + (approval.state === "open" ? " Can be committed until " + when(approval.expires_at) + "." : "");
   showBanner(approval);
+  // Nobody is to sign for what cannot be committed any more.
+  const open = approval.state === "open" && !approval.problem;
   showStatus(approval.onchain_status);
-  showCalls(approval.calls);
-  at("safe").parentElement.hidden = approval.safe_batch.transactions.length === 0;
+  showCalls(open ? approval.calls : []);
+  at("status").hidden = !open;
+  at("safe").parentElement.hidden = !open || approval.safe_batch.transactions.length === 0;
   showDecision(approval);
 }
 
@@ -144,8 +147,9 @@ function showDiff(diff) {
     const box = make("div", undefined, "change");
     box.append(make("h3", NAMES[change.field] || change.field));
     const { from, to } = change;
-    if (isText(from) || isText(to)) box.append(lines(from || "", to || ""));
-    else if (Array.isArray(from) || Array.isArray(to)) box.append(names(from || [], to || []));
+    if (isText(from) || isText(to)) { box.append(lines(from || "", to || "")); return box; }
+    box.classList.add("short");
+    if (Array.isArray(from) || Array.isArray(to)) box.append(names(from || [], to || []));
     else {
       const line = make("p");
       line.append(make("span", word(from), "from"), " → ", make("span", word(to), "to"));
@@ -156,13 +160,14 @@ function showDiff(diff) {
 }
 
 const isText = (value) => typeof value === "string" && value.includes("\n");
-const word = (value) => value === null || value === "" ? "none" : typeof value === "string" ? value : JSON.stringify(value);
+const word = (value) => value === null || value === "" ? "none" : value === true ? "yes" : value === false ? "no"
+  : typeof value === "string" ? value : JSON.stringify(value);
 
 function names(from, to) {
   const line = make("p");
   for (const name of new Set([...from, ...to])) {
     const kind = !from.includes(name) ? "to" : !to.includes(name) ? "from" : "";
-    line.append(make("code", (kind === "to" ? "+" : "") + name, kind), " ");
+    line.append(make("code", (kind === "to" ? "+" : kind === "from" ? "−" : "") + name, kind), " ");
   }
   if (!line.childNodes.length) line.append("none");
   if (String(from) === String(to)) line.append(make("span", "(new values)", "muted"));
@@ -171,19 +176,24 @@ function names(from, to) {
 
 function lines(from, to) {
   const box = make("pre", undefined, "lines");
-  box.tabIndex = 0;
   box.setAttribute("aria-label", "Changed lines");
+  const row = (sign, text, kind) => {
+    const made = make("div", undefined, kind);
+    made.append(make("b", sign), make("span", text));
+    box.append(made);
+  };
   const CONTEXT = 3;
-  const split = (text) => text.replace(/\n$/, "").split("\n");
+  const split = (text) => text === "" ? [] : text.replace(/\n$/, "").split("\n");
   const all = compare(split(from), split(to));
   const near = all.map((_, index) => all.slice(Math.max(0, index - CONTEXT), index + CONTEXT + 1).some(([sign]) => sign !== " "));
   let hidden = false;
   all.forEach(([sign, text], index) => {
     if (!near[index]) { hidden = true; return; }
-    if (hidden) box.append(make("span", "⋯", "gap"));
+    if (hidden) row("⋯", "", "gap");
     hidden = false;
-    box.append(make("span", sign + " " + text, sign === "+" ? "add" : sign === "-" ? "del" : ""));
+    row(sign, text, sign === "+" ? "add" : sign === "-" ? "del" : "");
   });
+  if (hidden) row("⋯", "", "gap");
   return box;
 }
 
@@ -261,7 +271,7 @@ at("safe").addEventListener("click", () =>
 at("commit").addEventListener("click", () => act("Committing …", async () => {
   const done = await call("POST", "/commit", {});
   return "Accepted as operation " + done.correlation_id + ".";
-}));
+}).then(() => at("banner").scrollIntoView({ block: "center" })));
 at("auto").addEventListener("click", () => act("…", async () => {
   const changed = await call("POST", "/auto-commit", { enabled: !shown.auto_commit });
   return changed.auto_commit ? "It will be committed by itself once it is allowed." : "It waits for somebody to commit it.";

@@ -10,7 +10,7 @@ use super::observed::ask;
 use crate::app::App;
 use crate::cvm::state::Cvm;
 use crate::driver::{Guest, Observed};
-use crate::error::{Error, Result};
+use crate::error::{Error, Resource, Result};
 use crate::http::error::answer;
 use crate::http::extract::On;
 use crate::http::view::{self, Shown};
@@ -28,6 +28,16 @@ pub async fn up(app: &App, cvm: &Cvm) -> Result<std::result::Result<Observed, St
     })
 }
 
+/// What the system inside a machine says, or why there is nothing to tell.
+async fn sysinfo(app: &App, cvm: &Cvm) -> Result<std::result::Result<wire::Sysinfo, String>> {
+    let node = app.node(cvm.node_id).ok_or(Error::NotFound { what: Resource::Node })?;
+    Ok(match node.driver.sysinfo(cvm.vm_uuid).await {
+        Ok(Some(sysinfo)) => Ok(sysinfo),
+        Ok(None) => Err("the node does not tell about the guest's system".to_owned()),
+        Err(_) => Err("the node does not answer".to_owned()),
+    })
+}
+
 /// Get system information
 ///
 /// What the guest's system says of itself, where a node tells; `error` says why not. A CVM that is off is a 200 as well, with
@@ -38,15 +48,17 @@ pub async fn cvm_stats(State(app): State<App>, on: On) -> Result<Response> {
     let shown = Shown::of(&app.store.spec(on.cvm.id, on.cvm.revision)?);
     let guest = view::guest(&app, &on.cvm)?;
     let seen = up(&app, &on.cvm).await?;
+    let is_online = seen.is_ok();
+    let told = match seen {
+        Ok(_) => sysinfo(&app, &on.cvm).await?,
+        Err(why) => Err(why),
+    };
+    let (sysinfo, error) = told.map_or_else(|why| (None, Some(why)), |sysinfo| (Some(sysinfo), None));
     let stats = wire::CvmStats {
-        is_online: seen.is_ok(),
+        is_online,
         is_public: shown.flag(Flag::PublicSysinfo),
-        // No kind of node tells, so far. A simulated machine has a size and a time of start, and no system, no kernel and no load:
-        // most of what clients want here would be made up. They take nothing rather than a system with blanks.
-        sysinfo: None,
-        error: Some(
-            seen.err().unwrap_or_else(|| "the node does not tell about the guest's system".to_owned()),
-        ),
+        sysinfo,
+        error,
         status: Some(on.cvm.status.as_str().into()),
         in_progress: on.cvm.open.is_some(),
         boot_progress: guest.boot_progress,

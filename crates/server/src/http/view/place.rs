@@ -68,16 +68,10 @@ pub fn os_ref(app: &App, node_id: i64, name: &str) -> wire::OsRef {
     let image = facts.as_ref().and_then(|facts| facts.images.iter().find(|image| image.name == name));
     wire::OsRef {
         name: Some(name.to_owned()),
-        version: image.map(image_version),
+        version: image.map(Image::version_text),
         is_dev: image.map(|image| image.is_dev),
         os_image_hash: image.map(|image| image.os_image_hash.clone()),
     }
-}
-
-/// The version of an image, as text.
-pub fn image_version(image: &Image) -> String {
-    let numbers: Vec<_> = image.version.iter().map(u32::to_string).collect();
-    numbers.join(".")
 }
 
 /// The named size that a spec has, if it has one.

@@ -1,10 +1,12 @@
-//! A CVM as JSON text. Most of it goes by the revision and by what a process never changes, and is made once.
+//! A CVM as JSON text. Most of it goes by the revision and by what a process never changes, and is made once. What goes by the
+//! node is made once for all its CVMs with the same OS image, and again when the node tells something else or comes and goes.
 //!
 //! What is shown of a CVM most often is shown as text that is put together: the part that moves is written, the rest is copied.
 //! [`cvm`](super::cvm()) says what is in it; the two are held to each other by a test.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use casemate_types::ids::InstanceId;
 use casemate_types::wire;
@@ -16,10 +18,11 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::cvm::progress;
-use super::{Detail, cvm, endpoints, log_urls};
-use crate::app::App;
+use super::{Detail, cvm, endpoints, log_urls, node_ref, os_ref};
+use crate::app::{App, Node};
 use crate::cache::Cache;
 use crate::cvm::state::Cvm;
+use crate::driver::NodeFacts;
 use crate::error::Result;
 
 /// A CVM from API version 2026-01-21 on, written already.
@@ -75,18 +78,16 @@ struct Moving<'a> {
     updated_at: Timestamp,
 }
 
+/// What goes by the node.
+#[derive(Serialize)]
+struct Place {
+    node_info: wire::NodeRef,
+    os: wire::OsRef,
+}
+
 /// Fields that many CVMs have in common.
-const SHARED: [&str; 9] = [
-    "node_info",
-    "os",
-    "kms_type",
-    "gateway",
-    "services",
-    "workspace",
-    "creator",
-    "deleted_at",
-    "project_type",
-];
+const SHARED: [&str; 7] =
+    ["kms_type", "gateway", "services", "workspace", "creator", "deleted_at", "project_type"];
 
 /// What a CVM's view keeps from one request to the next.
 pub struct Still {
@@ -97,6 +98,8 @@ pub struct Still {
     shared: Arc<String>,
     /// The compose document.
     document: Box<str>,
+    /// The name of the OS image.
+    image: Box<str>,
 }
 
 /// What is remembered of views.
@@ -104,12 +107,37 @@ pub struct Stills {
     by_cvm: Cache<i64, Still>,
     /// Texts that many views share, each once.
     shared: Cache<String, String>,
+    /// Fields that go by the node, by its number. As many as there are nodes and OS images.
+    places: Mutex<HashMap<i64, Places>>,
+}
+
+/// Fields that go by one node, by OS image, as long as it is `told`: what it tells of itself, and that it answers.
+#[derive(Default)]
+struct Places {
+    told: Option<(Arc<NodeFacts>, bool)>,
+    by_image: HashMap<Box<str>, Arc<str>>,
+}
+
+impl Places {
+    fn are(&self, told: Option<&(Arc<NodeFacts>, bool)>) -> bool {
+        match (&self.told, told) {
+            (Some((then, was_online)), Some((now, is_online))) => {
+                Arc::ptr_eq(then, now) && was_online == is_online
+            }
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
 }
 
 impl Default for Stills {
     fn default() -> Self {
         // With the usual compose file a view weighs 2.5 KB, so more than 10,000 are remembered for certain.
-        Self { by_cvm: Cache::new(26 * 1024 * 1024), shared: Cache::new(256 * 1024) }
+        Self {
+            by_cvm: Cache::new(26 * 1024 * 1024),
+            shared: Cache::new(256 * 1024),
+            places: Mutex::default(),
+        }
     }
 }
 
@@ -121,6 +149,22 @@ impl Stills {
         let (weight, shared) = (2 * text.len(), Arc::new(text.clone()));
         self.shared.put(text, Arc::clone(&shared), weight);
         shared
+    }
+
+    fn place(&self, app: &App, node_id: i64, image: &str) -> Arc<str> {
+        let told = app.node(node_id).map(Node::told);
+        let mut places = self.places.lock().expect("nothing panics while holding it");
+        let places = places.entry(node_id).or_default();
+        if !places.are(told.as_ref()) {
+            *places = Places { told, by_image: HashMap::new() };
+        }
+        if let Some(known) = places.by_image.get(image) {
+            return Arc::clone(known);
+        }
+        let fields = object(&Place { node_info: node_ref(app, node_id), os: os_ref(app, node_id, image) });
+        let text: Arc<str> = inside(fields).into();
+        places.by_image.insert(image.into(), Arc::clone(&text));
+        text
     }
 }
 
@@ -146,12 +190,13 @@ pub fn text(app: &App, cvm: &Cvm, detail: Detail) -> Result<Text> {
     };
     // An id, a dozen of addresses and the names of the fields.
     const MOVING: usize = 1400;
-    let length = still.own.len() + still.shared.len() + still.document.len() + MOVING;
+    let place = app.stills.place(app, cvm.node_id, &still.image);
+    let length = still.own.len() + still.shared.len() + place.len() + still.document.len() + MOVING;
     let mut bytes = Vec::with_capacity(length);
     serde_json::to_writer(&mut bytes, &moving).expect("wire types have string keys");
     let mut text = String::from_utf8(bytes).expect("JSON is text");
     text.pop();
-    for fields in [&*still.own, still.shared.as_str()] {
+    for fields in [&*still.own, still.shared.as_str(), &*place] {
         text.push(',');
         text.push_str(fields);
     }
@@ -177,13 +222,13 @@ fn still(app: &App, of: &Cvm) -> Result<Arc<Still>> {
         return Ok(still);
     }
     let spec = app.store.spec(of.id, of.revision)?;
-    let still = Arc::new(make(app, of, cvm(app, of, &spec, Detail::Whole)?));
-    let weight = still.own.len() + still.document.len() + REST;
+    let still = Arc::new(make(app, of, &spec.image, cvm(app, of, &spec, Detail::Whole)?));
+    let weight = still.own.len() + still.document.len() + still.image.len() + REST;
     app.stills.by_cvm.put(of.id, Arc::clone(&still), weight);
     Ok(still)
 }
 
-fn make(app: &App, of: &Cvm, view: wire::Cvm) -> Still {
+fn make(app: &App, of: &Cvm, image: &str, view: wire::Cvm) -> Still {
     let mut fields = object(&view);
     let document = fields.remove("compose_file").unwrap_or(Value::Null);
     let moving = Moving {
@@ -199,7 +244,8 @@ fn make(app: &App, of: &Cvm, view: wire::Cvm) -> Still {
         app_url: None,
         updated_at: of.updated_at,
     };
-    for name in object(&moving).keys() {
+    let place = Place { node_info: wire::NodeRef::default(), os: wire::OsRef::default() };
+    for name in object(&moving).keys().chain(object(&place).keys()) {
         fields.remove(name);
     }
     let (shared, own): (Map<_, _>, Map<_, _>) =
@@ -209,6 +255,7 @@ fn make(app: &App, of: &Cvm, view: wire::Cvm) -> Still {
         own: inside(own).into(),
         shared: app.stills.shared(inside(shared)),
         document: document.to_string().into(),
+        image: image.into(),
     }
 }
 

@@ -211,7 +211,8 @@ CREATE TABLE revision (
 CREATE TABLE operation (
   id          BLOB PRIMARY KEY,
   cvm_id      INTEGER NOT NULL REFERENCES cvm,
-  workspace_id INTEGER NOT NULL,              -- that of the CVM, for lists
+  workspace_id INTEGER NOT NULL,              -- that of the CVM, for lists and shares
+  node_id     INTEGER NOT NULL,                -- that of the CVM, for shares
   generation  INTEGER NOT NULL,
   kind        TEXT NOT NULL,
   status      TEXT NOT NULL CHECK (status IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
@@ -234,8 +235,9 @@ CREATE TABLE operation (
   created_at  INTEGER NOT NULL,
   ended_at    INTEGER
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX operation_due ON operation (not_before, lease_until) WHERE status IN ('queued', 'running');
-CREATE INDEX operation_urgent ON operation (not_before, lease_until)
+-- With everything that is asked for while something is looked for, so that only what is found is read.
+CREATE INDEX operation_due ON operation (node_id, workspace_id, not_before, lease_until, kind, status) WHERE status IN ('queued', 'running');
+CREATE INDEX operation_urgent ON operation (node_id, workspace_id, not_before, lease_until, kind, status)
   WHERE status IN ('queued', 'running') AND kind IN ('stop', 'delete');
 CREATE INDEX operation_of_workspace ON operation (workspace_id, id);
 -- Finds the operations of a CVM, and lets only one of them be open: all open ones are equal here.
