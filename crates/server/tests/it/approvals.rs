@@ -742,7 +742,7 @@ async fn without_its_key_service_nothing_boots_and_the_answer_names_the_setting(
     let open = stage.now().open.expect("it is being started").id;
     let now = stage.world.clock.now();
     let work = app.store.operation_claim(None, now, now + Duration::from_secs(30), 1).await.expect("claims");
-    for work in work {
+    for work in work.work {
         worker::carry(&app, work, &NoProbe).await;
     }
     let waiting_for = stage.world.operation(open).waiting_for.expect("says what it waits for");
