@@ -12,6 +12,7 @@ use casemate_types::env::EnvVar;
 use casemate_types::ids::AppId;
 use jiff::Timestamp;
 use tokio::sync::Notify;
+use zeroize::Zeroizing;
 
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -235,6 +236,10 @@ pub struct LocalKeys(pub Arc<RootKeys>);
 impl GuestKeys for LocalKeys {
     fn unseal(&self, app: &AppId, blob: &[u8]) -> Result<Vec<EnvVar>, String> {
         self.0.unseal_env(app, blob).map_err(|error| error.to_string())
+    }
+
+    fn env_secret(&self, app: &AppId) -> Result<Zeroizing<[u8; 32]>, String> {
+        self.0.app_keys(app, None).map(|keys| keys.env_key).map_err(|error| error.to_string())
     }
 }
 

@@ -13,11 +13,19 @@ use casemate_types::ids::{AppId, ComposeHash, InstanceId, VmUuid};
 use casemate_types::wire::Sysinfo;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::cvm::spec::{Booking, Spec};
 
+#[cfg(test)]
+mod contract_tests;
 pub mod fault;
+mod fence;
+pub mod images;
+mod inside;
+pub mod qemu;
 pub mod remote;
+mod room;
 pub mod sim;
 
 /// The machine a call is for, and the operation it belongs to.
@@ -205,6 +213,18 @@ pub struct Observed {
     pub last_downtime_ms: Option<u64>,
     /// What is running inside, while the guest is up.
     pub containers: Vec<Container>,
+    /// Where the ports that it publishes are reached on its host; none where the node does not know.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+}
+
+/// A TCP port of a machine and where it is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Port of the host, on its loopback address.
+    pub host: u16,
+    /// Port of the machine.
+    pub guest: u16,
 }
 
 /// What a node last reported of a machine, as the store has it. Most who look at a CVM do not ask for it, so it is read by
@@ -356,6 +376,9 @@ impl Image {
 pub trait GuestKeys: Send + Sync {
     /// The variables inside `blob`, for a guest of `app`.
     fn unseal(&self, app: &AppId, blob: &[u8]) -> std::result::Result<Vec<EnvVar>, String>;
+
+    /// The secret that opens environments which were sealed for `app`: X25519. For a guest that asks for it.
+    fn env_secret(&self, app: &AppId) -> std::result::Result<Zeroizing<[u8; 32]>, String>;
 }
 
 /// A shared driver.

@@ -11,7 +11,7 @@
 //! - **A call is a request, an effect and an answer.** The effect is one short, synchronous change (`sim/node.rs`); the
 //!   request and the answer take time, drawn from the seed. Every fault strikes at one of these three moments.
 //!
-//! What keeps late and repeated calls harmless is in `sim/fence.rs`, what a guest makes of its configuration in
+//! What keeps late and repeated calls harmless is in `driver/fence.rs`, what a guest makes of its configuration in
 //! `sim/guest.rs`, what it writes in `sim/logs.rs` and what its system says of itself in `sim/sysinfo.rs`.
 
 use std::borrow::Cow;
@@ -40,13 +40,11 @@ use crate::cvm::spec::Booking;
 
 mod config;
 mod faults;
-mod fence;
 mod file;
 mod guest;
 mod logs;
 mod machine;
 mod node;
-mod room;
 mod sysinfo;
 #[cfg(test)]
 pub(super) mod tests;

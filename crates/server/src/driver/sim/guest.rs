@@ -1,15 +1,14 @@
 //! What a guest makes of the configuration that it finds.
 
-use casemate_types::compose::{ComposeDoc, Service};
 use casemate_types::ids::{ComposeHash, VmUuid};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::faults::Faults;
 use super::node::Site;
-use crate::cvm::spec::{Long, Spec, sha256};
+use crate::cvm::spec::{Long, sha256};
 use crate::driver::fault::Fault;
-use crate::driver::{Container, GuestKeys, Image, Machine, NodeFacts};
+use crate::driver::inside::{self, Inside};
+use crate::driver::{GuestKeys, Machine};
 
 /// What a guest does on its way up, each taking as long as the others.
 pub(super) const STEPS: [&str; 6] = [
@@ -35,42 +34,6 @@ pub(super) struct Failure {
     pub(super) error: String,
 }
 
-/// What a compose text says about the guest.
-#[derive(Default)]
-pub(super) struct Inside {
-    pub(super) public_logs: bool,
-    pub(super) public_sysinfo: bool,
-    pub(super) public_tcbinfo: bool,
-    allowed_envs: Vec<String>,
-}
-
-/// Reads a compose text as a guest does: with the guest's defaults, not with those of the API. One that cannot be read
-/// opens nothing.
-pub(super) fn read(text: &str) -> Inside {
-    let Ok(document) = ComposeDoc::parse(text) else { return Inside::default() };
-    let flag = |key, default| document.get(key).and_then(Value::as_bool).unwrap_or(default);
-    Inside {
-        public_logs: flag("public_logs", false),
-        public_sysinfo: flag("public_sysinfo", false),
-        public_tcbinfo: flag("public_tcbinfo", true),
-        allowed_envs: document.allowed_envs().into_iter().map(str::to_owned).collect(),
-    }
-}
-
-/// What runs inside once the guest is up. Nothing, if the text cannot be read.
-pub(super) fn containers(text: &str) -> Vec<Container> {
-    let services = ComposeDoc::parse(text).map(|document| document.services()).unwrap_or_default();
-    // An image that is built on the machine gets the name of its service.
-    let container =
-        |Service { name, image }| Container { image: image.unwrap_or_else(|| name.clone()), service: name };
-    services.into_iter().map(container).collect()
-}
-
-/// The image of a spec, if the node has it.
-pub(super) fn image<'a>(spec: &Spec, facts: &'a NodeFacts) -> Option<&'a Image> {
-    facts.images.iter().find(|image| image.name == spec.image)
-}
-
 /// Names of the variables that the guest can open and that its compose file allows, sorted. None of them without a
 /// way to the keys.
 pub(super) fn env_keys(
@@ -91,14 +54,14 @@ pub(super) fn env_keys(
 pub(super) fn boot(vm: VmUuid, machine: &Machine, site: &Site<'_>, faults: &mut Faults) -> Option<Failure> {
     let fails = |step, error| Some(Failure { step, error });
     let spec = &machine.spec;
-    if image(spec, site.facts).is_none() {
+    if inside::image(spec, site.facts).is_none() {
         return fails(OS_IMAGE, format!("OS image `{}` is not on the node", spec.image));
     }
     let (found, asked) = (ComposeHash::from(sha256(spec.compose.text.as_bytes())), spec.compose.hash);
     if found != asked {
         return fails(COMPOSE_FILE, format!("the compose file hashes to {found}, not to {asked}"));
     }
-    let names = match env_keys(machine, &read(&spec.compose.text), site.keys) {
+    let names = match env_keys(machine, &inside::read(&spec.compose.text), site.keys) {
         Ok(names) => names,
         Err(error) => return fails(KEYS, format!("the encrypted environment cannot be opened: {error}")),
     };

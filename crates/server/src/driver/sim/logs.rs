@@ -2,9 +2,10 @@
 
 use jiff::Timestamp;
 
-use super::guest::{self, STEPS};
+use super::guest::STEPS;
 use super::machine::{Boot, Down, Held};
 use super::node::refuse;
+use crate::driver::inside;
 use crate::driver::{LastStop, LogChannel, LogLine, Result};
 
 /// The lines of one log up to `now`, oldest first.
@@ -26,7 +27,7 @@ pub(super) fn lines(held: &Held, channel: &LogChannel, now: Timestamp) -> Result
 }
 
 fn has_service(held: &Held, service: &str) -> bool {
-    let present = guest::containers(&held.machine.spec.compose.text);
+    let present = inside::containers(&held.machine.spec.compose.text);
     let past = held.boots().flat_map(|boot| &boot.containers);
     present.iter().chain(past).any(|container| container.service == service)
 }

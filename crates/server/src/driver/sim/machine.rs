@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::guest::{self, Failure, STEPS};
 use super::node::{Site, after};
 use crate::cvm::spec::sha256;
+use crate::driver::inside;
 use crate::driver::{Container, Guest, LastStop, Machine, Observed};
 
 /// How many boots a machine remembers. They are what its logs are made of.
@@ -76,7 +77,7 @@ impl Held {
             failure,
             revision: self.machine.revision,
             image: self.machine.spec.image.clone(),
-            containers: guest::containers(&self.machine.spec.compose.text),
+            containers: inside::containers(&self.machine.spec.compose.text),
             going_down_at: None,
             down: None,
         });
@@ -127,7 +128,7 @@ impl Held {
     /// What the node sees of it.
     pub(super) fn observe(&self, vm: VmUuid, generation: u64, site: &Site<'_>, now: Timestamp) -> Observed {
         let Machine { spec, app_id: _, instance_id, revision, name: _ } = &self.machine;
-        let inside = guest::read(&spec.compose.text);
+        let inside = inside::read(&spec.compose.text);
         let guest = self.guest(now);
         let boot = self.boots.back();
         let last_down = self.boots.iter().rev().find_map(|boot| boot.down);
@@ -154,6 +155,7 @@ impl Held {
                 .filter(|_| guest == Guest::Done)
                 .map(|boot| boot.containers.clone())
                 .unwrap_or_default(),
+            ports: Vec::new(),
             guest,
         }
     }

@@ -10,15 +10,16 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::faults::Faults;
-use super::fence::{Entry, Fence, Stage};
 use super::machine::Held;
-use super::{guest, logs, room, sysinfo};
+use super::{guest, logs, sysinfo};
 use crate::cvm::spec::{Booking, Spec, sha256};
 use crate::driver::fault::{Fault, Planned};
+use crate::driver::fence::{Entry, Fence, Stage};
 use crate::driver::{
     AfterTimeout, At, Error, GuestKeys, LastStop, LogChannel, LogLine, Machine, NodeFacts, Observed, Result,
     Stop, Stopped,
 };
+use crate::driver::{inside, room};
 
 /// What surrounds the machines of a node.
 pub(super) struct Site<'a> {
@@ -102,7 +103,7 @@ impl Node {
         }
         self.may_refuse(at.vm)?;
         self.fits(at.vm, &machine.spec, site.facts)?;
-        if guest::image(&machine.spec, site.facts).is_none() {
+        if inside::image(&machine.spec, site.facts).is_none() {
             return refuse(format!("image `{}` is not on this node", machine.spec.image));
         }
         if sha256(machine.spec.compose.text.as_bytes()) != *machine.spec.compose.hash.as_bytes() {

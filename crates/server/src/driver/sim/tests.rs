@@ -16,7 +16,7 @@ const OTHER: VmUuid = VmUuid(Uuid::from_u128(2));
 const GRACEFUL: Stop = Stop::Graceful { timeout: Duration::from_secs(60), then: AfterTimeout::GiveUp };
 
 /// Opens environments that are sealed by writing them down: `A=1,B=2`.
-struct OpenKeys;
+pub(in crate::driver) struct OpenKeys;
 
 impl GuestKeys for OpenKeys {
     fn unseal(&self, _: &AppId, blob: &[u8]) -> std::result::Result<Vec<EnvVar>, String> {
@@ -26,6 +26,10 @@ impl GuestKeys for OpenKeys {
             .filter_map(|var| var.split_once('='))
             .map(|(key, value)| EnvVar::new(key, value))
             .collect())
+    }
+
+    fn env_secret(&self, _: &AppId) -> std::result::Result<zeroize::Zeroizing<[u8; 32]>, String> {
+        Ok(zeroize::Zeroizing::new([5; 32]))
     }
 }
 
@@ -676,4 +680,63 @@ async fn a_damaged_state_file_is_named() {
     std::fs::write(&path, "{").unwrap();
     let error = Sim::new(config(), Clock::manual(1), None, Some(path)).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("sim.json"), "{error}");
+}
+
+// The promises of every driver
+
+mod contract {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::driver::DynDriver;
+    use crate::driver::contract_tests::{Behaviour, Rig, contract};
+
+    struct SimRig {
+        sim: Sim,
+        folder: tempfile::TempDir,
+        clock: Clock,
+    }
+
+    fn open(folder: &std::path::Path, clock: &Clock) -> Sim {
+        let config = SimConfig { boot_ms: 60, stop_ms: 10, ..config() };
+        Sim::new(config, clock.clone(), Some(Arc::new(OpenKeys)), Some(folder.join("state.json"))).unwrap()
+    }
+
+    fn rig() -> SimRig {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(1));
+        SimRig { sim: open(folder.path(), &clock), folder, clock }
+    }
+
+    #[async_trait]
+    impl Rig for SimRig {
+        fn driver(&self) -> DynDriver {
+            Arc::new(self.sim.clone())
+        }
+
+        fn clock(&self) -> Clock {
+            self.clock.clone()
+        }
+
+        fn machine(&self, revision: u64) -> Machine {
+            machine(revision)
+        }
+
+        fn bad(&self, machine: Machine, behaviour: Behaviour) -> Machine {
+            match behaviour {
+                Behaviour::Fails => self.sim.plan_once(Fault::BootFail { image: None, env: None }),
+                Behaviour::Hangs => self.sim.plan_always(Fault::StopHangs),
+            }
+            machine
+        }
+
+        fn crash(&self, _: VmUuid) {
+            self.sim.plan_once(Fault::Crash);
+        }
+
+        async fn reopen(&mut self) {
+            self.sim = open(self.folder.path(), &self.clock);
+        }
+    }
+
+    contract!(tokio::test(start_paused = true), rig());
 }

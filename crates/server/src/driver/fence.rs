@@ -4,12 +4,12 @@ use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use crate::driver::{At, Error, Result};
+use super::{At, Error, Result};
 
 /// How far an operation has come on a machine, in the order in which that can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Stage {
+pub(in crate::driver) enum Stage {
     Staged,
     Stopped,
     Applied,
@@ -19,15 +19,15 @@ pub(super) enum Stage {
 
 /// The newest operation that has been at a machine. It outlives the machine: a late call must not bring it back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Fence {
-    pub(super) generation: u64,
+pub(in crate::driver) struct Fence {
+    pub(in crate::driver) generation: u64,
     /// The last stage that this operation has reached.
     reached: Option<Stage>,
 }
 
 /// What a call finds at the fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Entry {
+pub(in crate::driver) enum Entry {
     /// First call of its operation.
     NewOperation,
     /// The operation is known and has not come this far.
@@ -39,7 +39,7 @@ pub(super) enum Entry {
 
 impl Fence {
     /// Refuses older operations, and remembers newer ones whatever becomes of the call.
-    pub(super) fn enter(&mut self, at: At, stage: Stage) -> Result<Entry> {
+    pub(in crate::driver) fn enter(&mut self, at: At, stage: Stage) -> Result<Entry> {
         match at.generation.cmp(&self.generation) {
             Ordering::Less => Err(Error::Stale { seen: self.generation }),
             Ordering::Equal if self.reached >= Some(stage) => Ok(Entry::Passed),
@@ -51,8 +51,15 @@ impl Fence {
         }
     }
 
+    /// This operation has removed the machine, if no newer one was here since.
+    pub(in crate::driver) fn was_removed(&mut self, generation: u64) {
+        if generation >= self.generation {
+            *self = Self { generation, reached: Some(Stage::Absent) };
+        }
+    }
+
     /// The operation has come to `stage`.
-    pub(super) fn reach(&mut self, stage: Stage) {
+    pub(in crate::driver) fn reach(&mut self, stage: Stage) {
         self.reached = Some(stage);
     }
 }

@@ -1,11 +1,11 @@
 //! What fits on a node.
 
-use super::guest;
+use super::NodeFacts;
+use super::inside;
 use crate::cvm::spec::{Booking, Spec};
-use crate::driver::NodeFacts;
 
 /// What machines of these specs occupy.
-pub(super) fn occupied<'a>(specs: impl Iterator<Item = &'a Spec>) -> Booking {
+pub(in crate::driver) fn occupied<'a>(specs: impl Iterator<Item = &'a Spec>) -> Booking {
     specs.map(Spec::booking).fold(Booking::default(), |sum, one| Booking {
         vcpu: sum.vcpu.saturating_add(one.vcpu),
         memory_mb: sum.memory_mb.saturating_add(one.memory_mb),
@@ -18,7 +18,12 @@ pub(super) fn occupied<'a>(specs: impl Iterator<Item = &'a Spec>) -> Booking {
 ///
 /// # Errors
 /// What is in the way.
-pub(super) fn fits(spec: &Spec, has: Option<&Spec>, used: Booking, facts: &NodeFacts) -> Result<(), String> {
+pub(in crate::driver) fn fits(
+    spec: &Spec,
+    has: Option<&Spec>,
+    used: Booking,
+    facts: &NodeFacts,
+) -> Result<(), String> {
     let (all, asked) = (facts.capacity, spec.booking());
     for (what, all, used, asked) in [
         ("vCPUs", all.vcpu, used.vcpu, asked.vcpu),
@@ -37,7 +42,7 @@ pub(super) fn fits(spec: &Spec, has: Option<&Spec>, used: Booking, facts: &NodeF
     {
         return Err(format!("it has no `{product}` GPUs"));
     }
-    if guest::image(spec, facts).is_some_and(|image| image.requires_gpu) && spec.gpus.count == 0 {
+    if inside::image(spec, facts).is_some_and(|image| image.requires_gpu) && spec.gpus.count == 0 {
         return Err(format!("image `{}` is only for machines with GPUs", spec.image));
     }
     match has {

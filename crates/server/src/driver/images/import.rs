@@ -1,0 +1,190 @@
+//! Images out of files: an OCI image layout, as a folder or a tar archive, or what `docker save` writes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::{Component, Path};
+
+use serde::Deserialize;
+
+use super::manifest::{Descriptor, Document, FULL_NAME, MANIFEST, MAX_DOCUMENT, REF_NAME};
+use super::reference::is_digest;
+use super::{Error, ImageStore, Reference, Result};
+
+/// An entry of `manifest.json` in an archive of `docker save`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Saved {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+impl ImageStore {
+    /// Brings the images of `path` into the store. With `name` its one image gets that name, else each has the name that comes
+    /// with it. The names and what they mean now.
+    ///
+    /// # Errors
+    /// What is at `path` is neither, or not whole, or has no name.
+    pub fn import(&self, path: &Path, name: Option<&Reference>) -> Result<Vec<(Reference, String)>> {
+        let named =
+            |error: std::io::Error| Error::Refused(format!("{} cannot be read: {error}", path.display()));
+        if path.is_dir() {
+            return self.import_folder(path, name);
+        }
+        let mut archive = File::open(path).map_err(named)?;
+        let mut magic = [0; 4];
+        let read = archive.read(&mut magic).map_err(named)?;
+        if magic.get(..read.min(2)) == Some(&[0x1f, 0x8b]) || magic == [0x28, 0xb5, 0x2f, 0xfd] {
+            return Err(Error::Refused(format!("{} is compressed; uncompress it first", path.display())));
+        }
+        archive.rewind().map_err(named)?;
+        let folder = tempfile::tempdir_in(self.folder.join("tmp"))?;
+        unpack(archive, folder.path()).map_err(named)?;
+        self.import_folder(folder.path(), name)
+    }
+
+    fn import_folder(&self, folder: &Path, name: Option<&Reference>) -> Result<Vec<(Reference, String)>> {
+        let found = if folder.join("index.json").is_file() {
+            self.import_layout(folder)?
+        } else if folder.join("manifest.json").is_file() {
+            self.import_saved(folder)?
+        } else {
+            return Err(refused(
+                "there is neither index.json (an OCI image layout) nor manifest.json (docker save)",
+            ));
+        };
+        let named = match (name, found.as_slice()) {
+            (Some(name), [(_, digest)]) => vec![(name.clone(), digest.clone())],
+            (Some(_), all) => {
+                return Err(refused(format!("there are {} images, and one can have the name", all.len())));
+            }
+            (None, _) => {
+                let named = |(names, digest): (Vec<String>, String)| {
+                    names.into_iter().map(move |name| Ok((name.parse().map_err(refused)?, digest.clone())))
+                };
+                found.into_iter().flat_map(named).collect::<Result<Vec<(Reference, String)>>>()?
+            }
+        };
+        if named.is_empty() {
+            return Err(refused("its images have no names; give one with --as NAME:TAG"));
+        }
+        for (reference, digest) in &named {
+            if self.resolve(&Reference { digest: Some(digest.clone()), ..reference.clone() })?.is_none() {
+                return Err(refused(format!("image `{reference}` is not whole")));
+            }
+            self.name(reference, digest)?;
+        }
+        Ok(named)
+    }
+
+    /// Each image with its names.
+    fn import_layout(&self, folder: &Path) -> Result<Vec<(Vec<String>, String)>> {
+        let index = Document::read(&small(folder, "index.json")?).map_err(refused)?;
+        let mut found = BTreeMap::<String, Vec<String>>::new();
+        for one in index.manifests.unwrap_or_default() {
+            self.import_manifest(folder, &one)?;
+            let whole = one.annotations.get(FULL_NAME).or_else(|| one.annotations.get(REF_NAME));
+            found.entry(one.digest).or_default().extend(whole.cloned());
+        }
+        Ok(found.into_iter().map(|(digest, names)| (names, digest)).collect())
+    }
+
+    fn import_manifest(&self, folder: &Path, descriptor: &Descriptor) -> Result<()> {
+        self.import_blob(folder, descriptor)?;
+        let document = self.document(&descriptor.digest)?;
+        for part in document.parts() {
+            self.import_blob(folder, part)?;
+        }
+        // Of an index, only what runs here.
+        match document.for_machines() {
+            Some(ours) => self.import_manifest(folder, ours),
+            None => Ok(()),
+        }
+    }
+
+    fn import_blob(&self, folder: &Path, descriptor: &Descriptor) -> Result<()> {
+        let digest = &descriptor.digest;
+        if !is_digest(digest) {
+            return Err(refused(format!("`{digest}` is no SHA-256 digest")));
+        }
+        if self.has(digest) {
+            return Ok(());
+        }
+        let blob = open(folder, &format!("blobs/{}", digest.replacen(':', "/", 1)))?;
+        self.put_file(blob, Some(digest)).map(drop)
+    }
+
+    fn import_saved(&self, folder: &Path) -> Result<Vec<(Vec<String>, String)>> {
+        let saved: Vec<Saved> = serde_json::from_slice(&small(folder, "manifest.json")?)
+            .map_err(|error| refused(format!("manifest.json is not understood: {error}")))?;
+        let part = |name: &str, media_type: &str| -> Result<Descriptor> {
+            let (digest, size) = self.put_file(open(folder, name)?, None)?;
+            Ok(Descriptor {
+                media_type: format!("application/vnd.oci.image.{media_type}"),
+                digest,
+                size,
+                platform: None,
+                annotations: BTreeMap::new(),
+            })
+        };
+        let image = |saved: Saved| -> Result<(Vec<String>, String)> {
+            let layers = saved.layers.iter().map(|layer| part(layer, "layer.v1.tar"));
+            let document = Document {
+                schema_version: 2,
+                media_type: Some(MANIFEST.to_owned()),
+                config: Some(part(&saved.config, "config.v1+json")?),
+                layers: layers.collect::<Result<_>>()?,
+                manifests: None,
+            };
+            let text = serde_json::to_vec(&document).expect("text as keys, and nothing that can fail");
+            Ok((saved.repo_tags.unwrap_or_default(), self.put(&text)?))
+        };
+        saved.into_iter().map(image).collect()
+    }
+}
+
+fn refused(why: impl Into<String>) -> Error {
+    Error::Refused(why.into())
+}
+
+/// A file of the folder. One that is reached through a link is none: it could be any file of the host.
+fn open(folder: &Path, name: &str) -> Result<File> {
+    let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    let mut path = folder.to_owned();
+    for part in Path::new(name).components() {
+        path.push(part);
+        if !plain || std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_symlink()) {
+            return Err(refused(format!("`{name}` leads out of the image")));
+        }
+    }
+    File::open(path).map_err(|error| refused(format!("`{name}` cannot be read: {error}")))
+}
+
+fn small(folder: &Path, name: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(folder, name)?.take(MAX_DOCUMENT).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Unpacks the files of an archive; nothing else that may be in it.
+fn unpack(archive: File, folder: &Path) -> std::io::Result<()> {
+    let mut archive = tar::Archive::new(archive);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let path = entry.path()?.into_owned();
+        let plain: std::path::PathBuf =
+            path.components().filter(|part| !matches!(part, Component::CurDir)).collect();
+        let inside = plain.components().all(|part| matches!(part, Component::Normal(_)));
+        if !inside || !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let place = folder.join(plain);
+        if let Some(above) = place.parent() {
+            std::fs::create_dir_all(above)?;
+        }
+        std::io::copy(&mut entry, &mut File::create(place)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! The calls that change a machine. Each takes the machine's turn for as long as it changes something, asks the fence again
+//! when it gets it, and gives it back while it waits for a guest: a newer operation overtakes it there.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate_types::guest::{Ask, Phase};
+
+use super::record::Held;
+use super::slot::{Slot, lost, refuse};
+use super::{Host, accel, boot, disk, logs, ports, process, qmp, stage};
+use crate::driver::fence::{Entry, Stage};
+use crate::driver::{AfterTimeout, At, Error, LastStop, Machine, Result, Stop, Stopped};
+
+/// How often a waiting call looks.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a guest that was asked to go down may show no sign of it before it is asked another way.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// How long a process may take to end after its power was cut.
+const KILLED: Duration = Duration::from_secs(10);
+
+/// Everything that can fail without touching the running machine.
+pub(super) async fn stage(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &Machine) -> Result<()> {
+    {
+        let _turn = slot.turn.lock().await;
+        if slot.enter(at, Stage::Staged)? == Entry::Passed {
+            return Ok(());
+        }
+    }
+    host.fits(slot, &machine.spec)?;
+    // It may take long, and others are to get in meanwhile.
+    let prepared = stage::prepare(host, slot, machine).await?;
+    let _turn = slot.turn.lock().await;
+    if slot.enter(at, Stage::Staged)? == Entry::Passed {
+        return Ok(());
+    }
+    let ready = prepared.keep(slot)?;
+    slot.change(|record| {
+        record.staged = Some(ready);
+        record.fence.reach(Stage::Staged);
+    })
+}
+
+/// Brings the machine down.
+pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) -> Result<Stopped> {
+    let asked_at = host.clock.now();
+    let mut asks = Asks { last: None, count: 0 };
+    loop {
+        {
+            let _turn = slot.turn.lock().await;
+            if slot.enter(at, Stage::Stopped)? == Entry::Passed {
+                return Ok(Stopped::Off);
+            }
+            if !slot.settle(host.clock.now()) {
+                slot.lock().failed = None;
+                slot.change(|record| {
+                    record.held.iter_mut().for_each(|held| held.meant_on = false);
+                    record.fence.reach(Stage::Stopped);
+                })?;
+                return Ok(Stopped::Off);
+            }
+            let waited = host.clock.now().duration_since(asked_at).unsigned_abs();
+            match how {
+                Stop::Graceful { timeout, .. } if waited < timeout => {
+                    if asks.count == 0 {
+                        going_down(slot, LastStop::Graceful)?;
+                    }
+                }
+                Stop::Graceful { then: AfterTimeout::GiveUp, .. } => return Ok(Stopped::StillRunning),
+                Stop::Graceful { then: AfterTimeout::Force, .. } | Stop::Force => {
+                    going_down(slot, LastStop::Forced)?;
+                    cut_power(host, slot).await?;
+                    // The next look finds it off.
+                    continue;
+                }
+            }
+        }
+        asks.ask(host, slot).await;
+        wait_for_end(host, slot, LOOK).await;
+    }
+}
+
+/// How a guest was asked to go down: by its power button, then by its agent, and so on until it shows that it does.
+struct Asks {
+    last: Option<jiff::Timestamp>,
+    count: u32,
+}
+
+impl Asks {
+    async fn ask(&mut self, host: &Host, slot: &Slot) {
+        let now = host.clock.now();
+        let lately = self.last.is_some_and(|last| now.duration_since(last).unsigned_abs() < ASK_AGAIN);
+        if lately || is_stopping(slot) {
+            return;
+        }
+        if self.count == 0 {
+            // What its services wrote is there as long as it is.
+            host.clock.within(Duration::from_secs(1), logs::fetch_all(host, slot)).await;
+        }
+        let asked = match self.count % 2 {
+            0 => qmp::execute(&host.clock, &slot.folder, "system_powerdown").await.map(drop),
+            _ => slot.agent.ask(&host.clock, Ask::PowerOff, Duration::from_secs(1)).await.map(drop),
+        };
+        if let Err(error) = asked {
+            tracing::debug!(%error, vm = %slot.vm, "a guest could not be asked to go down");
+        }
+        self.last = Some(now);
+        self.count += 1;
+    }
+}
+
+fn is_stopping(slot: &Slot) -> bool {
+    let state = slot.lock();
+    let boot = state.record.held.as_ref().map(|held| held.boot_count);
+    state
+        .seen
+        .as_ref()
+        .is_some_and(|(report, _)| report.phase == Phase::Stopping && Some(report.boot) == boot)
+}
+
+fn going_down(slot: &Slot, how: LastStop) -> Result<()> {
+    slot.change(|record| {
+        if let Some(on) = record.held.as_mut().and_then(|held| held.on.as_mut()) {
+            on.going_down = Some(how);
+        }
+    })
+}
+
+/// Cuts the power of the machine's process, and waits until it is gone.
+async fn cut_power(host: &Host, slot: &Slot) -> Result<()> {
+    let Some(process) = slot.process() else { return Ok(()) };
+    process.kill().map_err(|error| Error::Unreachable(format!("its process cannot be ended: {error}")))?;
+    let late = || Error::Unreachable(format!("process {} does not end", process.pid()));
+    host.clock.within(KILLED, process.ended()).await.ok_or_else(late)
+}
+
+/// Waits for the machine to go down, but not longer than this.
+async fn wait_for_end(host: &Host, slot: &Slot, limit: Duration) {
+    match slot.process() {
+        Some(process) => drop(host.clock.within(limit, process.ended()).await),
+        None => host.clock.sleep(limit).await,
+    }
+}
+
+/// Gives the machine its new configuration.
+pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &Machine) -> Result<()> {
+    let _turn = slot.turn.lock().await;
+    if slot.enter(at, Stage::Applied)? == Entry::Passed {
+        return Ok(());
+    }
+    let on = slot.settle(host.clock.now());
+    let held = slot.held();
+    if held.as_ref().is_some_and(|held| held.now.machine == *machine) {
+        return slot.reach(Stage::Applied);
+    }
+    if on {
+        return refuse("the machine is on; it has to be off for a new configuration");
+    }
+    let _room = host.room.lock().await;
+    host.fits(slot, &machine.spec)?;
+    // The files that were staged are the ones that come into force. Those from before need nothing from outside.
+    let staged =
+        slot.lock().record.staged.clone().filter(|staged| staged.machine.revision == machine.revision);
+    let before =
+        held.as_ref().and_then(|held| held.before.clone()).filter(|before| before.machine == *machine);
+    let ready = match staged.or(before) {
+        Some(ready) => ready,
+        None => stage::prepare(host, slot, machine).await?.keep(slot)?,
+    };
+    let has = held.as_ref().map_or(0, |held| held.disk_gb);
+    let disk_gb = ready.machine.spec.disk_gb;
+    disk::ensure(&slot.folder, has, disk_gb).await.map_err(Error::Refused)?;
+    let had = held.map(|held| held.ports).unwrap_or_default();
+    let ports = ports::place(&ready.ports, &had, &taken_ports(host, slot)).map_err(Error::Refused)?;
+    slot.change(|record| {
+        let held = match record.held.take() {
+            Some(mut held) => {
+                held.before = Some(std::mem::replace(&mut held.now, ready));
+                held
+            }
+            None => Held::new(ready),
+        };
+        record.held = Some(Held { ports, disk_gb: held.disk_gb.max(disk_gb), ..held });
+        record.staged = None;
+        record.fence.reach(Stage::Applied);
+    })?;
+    slot.lock().failed = None;
+    tidy(slot);
+    Ok(())
+}
+
+/// Ports of this host that the other machines have.
+pub(super) fn taken_ports(host: &Host, slot: &Slot) -> BTreeSet<u16> {
+    let others = host.all().into_iter().filter(|other| other.vm != slot.vm);
+    others.filter_map(|other| other.held()).flat_map(|held| held.ports).map(|port| port.host).collect()
+}
+
+/// Removes container images that are of no use any more. In the machine's turn.
+pub(super) fn tidy(slot: &Slot) {
+    let used: BTreeSet<String> = slot.lock().record.archives().map(str::to_owned).collect();
+    let files = std::fs::read_dir(&slot.folder).into_iter().flatten().flatten();
+    for name in files.filter_map(|file| file.file_name().into_string().ok()) {
+        if name.starts_with("images-")
+            && name.ends_with(".tar")
+            && !used.contains(&name)
+            && let Err(error) = std::fs::remove_file(slot.folder.join(&name))
+        {
+            tracing::warn!(%error, vm = %slot.vm, file = name, "a file of no use stays");
+        }
+    }
+}
+
+/// Turns the machine on. One whose guest is still shutting down is waited for first.
+pub(super) async fn start(host: &Arc<Host>, slot: &Arc<Slot>, at: At) -> Result<()> {
+    loop {
+        {
+            let _turn = slot.turn.lock().await;
+            if slot.enter(at, Stage::Started)? == Entry::Passed {
+                return Ok(());
+            }
+            if slot.held().is_none() {
+                return refuse("there is no such machine");
+            }
+            let on = slot.settle(host.clock.now());
+            if on && !is_stopping(slot) {
+                return slot.change(|record| {
+                    if let Some(held) = &mut record.held {
+                        held.meant_on = true;
+                        held.on.iter_mut().for_each(|on| on.going_down = None);
+                    }
+                    record.fence.reach(Stage::Started);
+                });
+            }
+            if !on {
+                break;
+            }
+        }
+        wait_for_end(host, slot, LOOK).await;
+    }
+    let accelerator = accel::decide(host).await;
+    let permit = boot::permit(host).await;
+    let _turn = slot.turn.lock().await;
+    if slot.enter(at, Stage::Started)? == Entry::Passed {
+        return Ok(());
+    }
+    if !slot.settle(host.clock.now()) {
+        slot.change(|record| record.held.iter_mut().for_each(|held| held.restarts = 0))?;
+        boot::boot(host, slot, accelerator, permit).await?;
+    }
+    slot.reach(Stage::Started)
+}
+
+/// Removes the machine with its disk, on or off.
+pub(super) async fn remove(host: &Arc<Host>, slot: &Arc<Slot>, at: At) -> Result<()> {
+    let _turn = slot.turn.lock().await;
+    if slot.enter(at, Stage::Absent)? == Entry::Passed {
+        return Ok(());
+    }
+    cut_power(host, slot).await?;
+    if slot.folder.exists()
+        && let Some(process) = process::Process::in_folder(&slot.folder)
+    {
+        // One that the record does not name, since it cannot be read or was never written.
+        process
+            .kill()
+            .map_err(|error| Error::Unreachable(format!("its process cannot be ended: {error}")))?;
+        host.clock.within(KILLED, process.ended()).await;
+    }
+    slot.agent.hang_up().await;
+    host.gone().add(slot.vm, at.generation).map_err(lost)?;
+    delete(&slot.folder).map_err(lost)?;
+    slot.removed(at.generation);
+    Ok(())
+}
+
+/// Deletes a folder, which may not be there.
+pub(super) fn delete(folder: &std::path::Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,130 @@
+//! What a machine and its process write: files that go on from boot to boot, with a line at the beginning of each.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Result, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::driver::LogLine;
+
+/// How long a file may get. What is older is kept once more, and then dropped.
+const MAX: u64 = 4 * 1024 * 1024;
+/// How much of it is shown.
+const SHOWN: u64 = 1024 * 1024;
+/// What a line begins with that the node wrote.
+const MARK: &str = "--- casemate ";
+
+/// Writes a line of the node's own.
+pub(super) fn mark(folder: &Path, file: &str, now: Timestamp, text: &str) -> Result<()> {
+    let mut out = OpenOptions::new().append(true).create(true).mode(0o600).open(folder.join(file))?;
+    // The last line may not have its end.
+    let fresh = out.metadata()?.len() == 0;
+    let begin = if fresh { "" } else { "\n" };
+    out.write_all(format!("{begin}{MARK}{now}: {text}\n").as_bytes())
+}
+
+/// Keeps a file from growing for ever. Its writer appends, and so goes on at the new end.
+pub(super) fn bound(folder: &Path, file: &str) -> Result<()> {
+    let path = folder.join(file);
+    if std::fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX) {
+        std::fs::copy(&path, older(folder, file))?;
+        File::options().write(true).open(path)?.set_len(0)?;
+    }
+    Ok(())
+}
+
+/// The last lines of a file, oldest first. Their times are those of the node's own lines, and of the kernel's after them.
+pub(super) fn lines(folder: &Path, file: &str, stderr: bool) -> Result<Vec<LogLine>> {
+    let mut text = tail(&older(folder, file))?;
+    text.extend(tail(&folder.join(file))?);
+    let text = String::from_utf8_lossy(&text);
+    let (mut lines, mut base, mut at) = (Vec::new(), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
+    for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
+        let marked = line.strip_prefix(MARK).and_then(|rest| rest.split_once(": "));
+        let text = match marked.and_then(|(time, text)| Some((time.parse::<Timestamp>().ok()?, text))) {
+            Some((time, text)) => {
+                (base, at) = (time, time);
+                text
+            }
+            None => {
+                if let Some(after) = kernel_time(line) {
+                    at = base.checked_add(after).unwrap_or(base).max(at);
+                }
+                line
+            }
+        };
+        let text = text.chars().filter(|c| !c.is_control() || *c == '\t').collect();
+        lines.push(LogLine { at, stderr, text });
+    }
+    Ok(lines)
+}
+
+/// The last words of a file, in one line.
+pub(super) fn last_words(folder: &Path, file: &str) -> String {
+    let lines = lines(folder, file, true).unwrap_or_default();
+    let own = lines.iter().rev().take_while(|line| !line.text.starts_with("boot ")).take(3);
+    let mut own: Vec<&str> = own.map(|line| line.text.as_str()).collect();
+    own.reverse();
+    own.join("; ")
+}
+
+fn older(folder: &Path, file: &str) -> std::path::PathBuf {
+    folder.join(format!("{file}.1"))
+}
+
+fn tail(path: &Path) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(text),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(SHOWN)))?;
+    file.take(SHOWN).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// `[    1.234567] …`: seconds since the kernel began.
+fn kernel_time(line: &str) -> Option<Duration> {
+    let seconds = line.strip_prefix('[')?.split_once(']')?.0.trim().parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_have_times_and_files_an_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, at) = (folder.path(), Timestamp::from_second(1000).unwrap());
+        mark(folder, "log", at, "boot 1").unwrap();
+        let mut out = OpenOptions::new().append(true).open(folder.join("log")).unwrap();
+        out.write_all(b"[    1.500000] up\r\n\x1b[0mplain\nhalf").unwrap();
+        mark(folder, "log", Timestamp::from_second(2000).unwrap(), "boot 2").unwrap();
+        let seen: Vec<_> = lines(folder, "log", false)
+            .unwrap()
+            .into_iter()
+            .map(|line| (line.at.as_millisecond(), line.text))
+            .collect();
+        let expected = [
+            (1_000_000, "boot 1"),
+            (1_001_500, "[    1.500000] up"),
+            (1_001_500, "[0mplain"),
+            (1_001_500, "half"),
+            (2_000_000, "boot 2"),
+        ];
+        assert_eq!(seen, expected.map(|(at, text)| (at, text.to_owned())));
+        bound(folder, "log").unwrap();
+        assert!(!older(folder, "log").exists());
+        out.write_all(&vec![b'x'; MAX as usize]).unwrap();
+        bound(folder, "log").unwrap();
+        out.write_all(b"after").unwrap();
+        assert_eq!(std::fs::read(folder.join("log")).unwrap(), b"after");
+        assert!(older(folder, "log").exists());
+    }
+}

@@ -1,0 +1,163 @@
+//! A machine's process: made, recognised after a restart of the server, and ended.
+//!
+//! It is known by its number, the moment it began and the boot of the host: a number alone is soon somebody else's. Signals go
+//! through a pidfd, so that none can reach another process.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Error, ErrorKind, Result};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// What the hypervisor says of itself.
+pub(super) const OUTPUT: &str = "qemu.out.log";
+/// What goes wrong with it.
+pub(super) const ERRORS: &str = "qemu.log";
+
+/// A process, as it is recognised again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Process {
+    pid: i32,
+    /// Clock ticks from the start of the host to its own.
+    began: u64,
+    /// Which start of the host.
+    host_boot: String,
+}
+
+impl Process {
+    /// Starts `program` in `folder`. It outlives this process: it has a process group of its own, so that no key pressed at a
+    /// terminal reaches it, and no handle of ours.
+    pub(super) fn spawn(program: &Path, arguments: &[String], folder: &Path) -> Result<Self> {
+        let open = |file| OpenOptions::new().append(true).create(true).mode(0o600).open(folder.join(file));
+        let mut command = std::process::Command::new(program);
+        command
+            .args(arguments)
+            .current_dir(folder)
+            .env_clear()
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(open(OUTPUT)?)
+            .stderr(open(ERRORS)?);
+        let mut child = tokio::process::Command::from(command).spawn()?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let pid = pid.ok_or_else(|| Error::other("a process without a number"))?;
+        let began = began(pid)?;
+        // Nobody else may collect it.
+        tokio::spawn(async move { child.wait().await });
+        Ok(Self { pid, began, host_boot: host_boot()? })
+    }
+
+    /// The process that works in `folder`, if there is one. For folders whose record does not name it.
+    pub(super) fn in_folder(folder: &Path) -> Option<Self> {
+        let folder = folder.canonicalize().ok()?;
+        let numbers = std::fs::read_dir("/proc").ok()?.flatten();
+        let mut numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let pid = numbers.find(|pid| {
+            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == folder)
+                && std::fs::read(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == super::command::MARK))
+        })?;
+        Some(Self { pid, began: began(pid).ok()?, host_boot: host_boot().ok()? })
+    }
+
+    /// Its number.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Is it still there? One that ended and was not collected yet is not.
+    pub(super) fn is_alive(&self) -> bool {
+        self.open().is_some_and(|fd| {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)).is_ok_and(|ended| ended == 0)
+        })
+    }
+
+    /// Ends when the process has.
+    pub(super) async fn ended(&self) {
+        let Some(fd) = self.open() else { return };
+        #[expect(
+            deprecated,
+            reason = "what is unsound is a descriptor that is closed meanwhile, and this one is owned"
+        )]
+        match AsyncFd::with_interest(fd, Interest::READABLE) {
+            Ok(fd) => drop(fd.readable().await),
+            Err(error) => {
+                tracing::error!(%error, pid = self.pid, "the end of a process cannot be waited for")
+            }
+        }
+    }
+
+    /// Cuts its power.
+    pub(super) fn kill(&self) -> Result<()> {
+        match self.open() {
+            Some(fd) => pidfd_send_signal(fd, Signal::KILL).or_else(|error| match error {
+                rustix::io::Errno::SRCH => Ok(()),
+                other => Err(other.into()),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// A handle of exactly this process.
+    fn open(&self) -> Option<OwnedFd> {
+        if host_boot().ok()? != self.host_boot {
+            return None;
+        }
+        let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        // Asked after the handle was made: the number cannot have changed hands in between.
+        (began(self.pid).ok()? == self.began).then_some(fd)
+    }
+}
+
+/// Which start of the host this is.
+pub(super) fn host_boot() -> Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Field 22 of `/proc/PID/stat` (proc_pid_stat(5)): when the process began.
+fn began(pid: i32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is a name in brackets, which may hold anything.
+    let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    let field = after_name.and_then(|rest| rest.split(' ').nth(19)).and_then(|field| field.parse().ok());
+    field.ok_or_else(|| Error::new(ErrorKind::InvalidData, "/proc/PID/stat has another form"))
+}
+
+/// A socket of a folder, whatever the length of the folder's path: an address holds 107 bytes.
+pub(super) async fn connect(folder: &Path, socket: &str) -> Result<tokio::net::UnixStream> {
+    use std::os::fd::AsRawFd;
+    let folder = File::open(folder)?;
+    tokio::net::UnixStream::connect(format!("/proc/self/fd/{}/{socket}", folder.as_raw_fd())).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_is_recognised_and_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Process::spawn(Path::new("/bin/sleep"), &["600".to_owned()], folder.path()).unwrap();
+        assert!(process.is_alive());
+        let later = Process { began: process.began + 1, ..process.clone() };
+        assert!(!later.is_alive(), "another process that got the number");
+        let rebooted = Process { host_boot: "another".into(), ..process.clone() };
+        assert!(!rebooted.is_alive());
+        rebooted.kill().unwrap();
+        later.kill().unwrap();
+        assert!(process.is_alive(), "no other process was meant");
+        process.kill().unwrap();
+        process.ended().await;
+        assert!(!process.is_alive());
+        process.kill().unwrap();
+    }
+}

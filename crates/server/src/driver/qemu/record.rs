@@ -1,0 +1,143 @@
+//! What the node keeps of a machine: one JSON document in the machine's folder, replaced as a whole. It is the point at which
+//! an update takes effect; every other file in the folder is named by it, or made from it at each start.
+
+use std::io::{Error, ErrorKind, Result};
+use std::path::Path;
+
+use casemate_types::guest::ImageRef;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::files;
+use super::process::Process;
+use crate::driver::fence::Fence;
+use crate::driver::{LastStop, Machine, Port};
+
+/// Name of the file.
+const FILE: &str = "machine.json";
+
+/// A machine as the node keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) fence: Fence,
+    /// Put in place by the operation at work, not in force yet.
+    pub(super) staged: Option<Ready>,
+    /// The machine itself, once there is one.
+    pub(super) held: Option<Held>,
+}
+
+/// A configuration with all that it needs on this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Ready {
+    pub(super) machine: Machine,
+    /// SHA-256 of the OS image's digest list, in hex.
+    pub(super) os_image_hash: String,
+    /// Container images and what they were resolved to.
+    pub(super) images: Vec<ImageRef>,
+    /// File in the machine's folder that has them.
+    pub(super) archive: String,
+    /// Ports that its services publish inside.
+    pub(super) ports: Vec<u16>,
+}
+
+/// A machine that the node holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Held {
+    /// What is in force.
+    pub(super) now: Ready,
+    /// What was before. Putting it back needs nothing from outside.
+    pub(super) before: Option<Ready>,
+    /// Where its ports are reached on this host. They stay the same as long as they can.
+    pub(super) ports: Vec<Port>,
+    /// Size of the file system on its data disk, in GB. Never shrinks.
+    pub(super) disk_gb: u32,
+    /// Should it be on, as far as the node knows? One that should and is not went down by itself.
+    pub(super) meant_on: bool,
+    /// How often it was turned on.
+    pub(super) boot_count: u64,
+    /// How often it was turned on again because it went down by itself, since it last stayed up.
+    pub(super) restarts: u32,
+    /// It is on, as far as was seen.
+    pub(super) on: Option<On>,
+    pub(super) started_at: Option<Timestamp>,
+    /// When the guest of the last boot was up.
+    pub(super) done_at: Option<Timestamp>,
+    pub(super) stopped_at: Option<Timestamp>,
+    pub(super) last_stop: Option<LastStop>,
+    pub(super) last_downtime_ms: Option<u64>,
+    /// What the guest last reported of its environment.
+    pub(super) env_keys: Vec<String>,
+}
+
+/// A machine that is on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct On {
+    /// None while the process is being made: who reads that after a crash looks for the process in the folder.
+    pub(super) process: Option<Process>,
+    /// How it is being brought down, if it is.
+    pub(super) going_down: Option<LastStop>,
+}
+
+impl Held {
+    /// A machine that was never on.
+    pub(super) fn new(now: Ready) -> Self {
+        Self {
+            disk_gb: 0,
+            now,
+            before: None,
+            ports: Vec::new(),
+            meant_on: false,
+            boot_count: 0,
+            restarts: 0,
+            on: None,
+            started_at: None,
+            done_at: None,
+            stopped_at: None,
+            last_stop: None,
+            last_downtime_ms: None,
+            env_keys: Vec::new(),
+        }
+    }
+
+    /// It has gone down.
+    pub(super) fn went_down(&mut self, now: Timestamp) {
+        let Some(on) = self.on.take() else { return };
+        let how = on.going_down.unwrap_or(LastStop::Crashed);
+        self.stopped_at = Some(now);
+        self.last_stop = Some(how);
+        self.meant_on &= how == LastStop::Crashed;
+    }
+
+    /// The guest of this boot is up.
+    pub(super) fn came_up(&mut self, now: Timestamp) {
+        if self.done_at.is_none() {
+            self.done_at = Some(now);
+            let down = self.stopped_at.map(|down| now.as_millisecond() - down.as_millisecond());
+            self.last_downtime_ms = down.and_then(|millis| u64::try_from(millis).ok());
+        }
+    }
+}
+
+impl Record {
+    /// What is in this folder; nothing if nobody was there.
+    pub(super) fn read(folder: &Path) -> Result<Option<Self>> {
+        let bytes = match std::fs::read(folder.join(FILE)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::new(ErrorKind::InvalidData, error))
+    }
+
+    /// Puts it into this folder.
+    pub(super) fn save(&self, folder: &Path) -> Result<()> {
+        files::make_private(folder)?;
+        files::replace(folder, FILE, &serde_json::to_vec(self)?)
+    }
+
+    /// The files of the folder that hold container images and are of use.
+    pub(super) fn archives(&self) -> impl Iterator<Item = &str> {
+        let held = self.held.iter().flat_map(|held| std::iter::once(&held.now).chain(&held.before));
+        held.chain(&self.staged).map(|ready| ready.archive.as_str())
+    }
+}

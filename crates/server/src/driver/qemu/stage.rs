@@ -1,0 +1,108 @@
+//! Everything that a configuration needs on this node, found or fetched while the machine may still run the one before.
+
+use std::sync::Arc;
+
+use casemate_types::compose::ComposeDoc;
+use casemate_types::guest::ImageRef;
+use tempfile::TempPath;
+
+use super::Host;
+use super::record::Ready;
+use super::slot::{Slot, lost, refuse};
+use crate::cvm::spec::sha256;
+use crate::driver::images::{self, ImageStore, Login, Reference};
+use crate::driver::{Error, Machine, Result};
+
+/// A configuration and its images, which have no place yet.
+pub(super) struct Prepared {
+    ready: Ready,
+    archive: Option<TempPath>,
+}
+
+/// Prepares a configuration. Changes nothing of the machine.
+///
+/// # Errors
+/// What is missing or not understood, by name.
+pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) -> Result<Prepared> {
+    let spec = &machine.spec;
+    let os_image = host.os_images.get(&spec.image).map_err(Error::Refused)?;
+    if sha256(spec.compose.text.as_bytes()) != *spec.compose.hash.as_bytes() {
+        return refuse("the compose text does not have the hash that came with it");
+    }
+    let document =
+        ComposeDoc::parse(&spec.compose.text).map_err(|error| Error::Refused(error.to_string()))?;
+    let services = document.runnable().map_err(|error| Error::Refused(error.to_string()))?;
+    let login = login(&document);
+    let mut images = Vec::<ImageRef>::new();
+    for service in &services {
+        if images.iter().any(|known| known.reference == service.image) {
+            continue;
+        }
+        let of_service = |why: String| format!("service `{}`: {why}", service.name);
+        let reference: Reference = service.image.parse().map_err(|why| Error::Refused(of_service(why)))?;
+        let digest = host.store.ensure(&reference, login.as_ref()).await.map_err(|error| match error {
+            images::Error::Refused(why) => Error::Refused(of_service(why)),
+            images::Error::Later(why) => Error::Unreachable(of_service(why)),
+        })?;
+        images.push(ImageRef { reference: service.image.clone(), digest });
+    }
+    let archive = ImageStore::archive_name(&images);
+    let ready = Ready {
+        machine: machine.clone(),
+        os_image_hash: os_image.facts.os_image_hash,
+        ports: services.iter().flat_map(|service| &service.ports).map(|port| port.published).collect(),
+        archive,
+        images,
+    };
+    let archive = match slot.folder.join(&ready.archive).is_file() {
+        true => None,
+        false => Some(archived(host, slot, &ready).await?),
+    };
+    Ok(Prepared { ready, archive })
+}
+
+impl Prepared {
+    /// Puts the images in their place. In the machine's turn.
+    pub(super) fn keep(self, slot: &Slot) -> Result<Ready> {
+        let place = slot.folder.join(&self.ready.archive);
+        if let Some(archive) = self.archive.filter(|_| !place.is_file()) {
+            archive.persist(&place).map_err(|error| lost(error.error))?;
+        }
+        Ok(self.ready)
+    }
+}
+
+/// Makes the archive of a configuration's images anew, if it is not there.
+pub(super) async fn restore(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<()> {
+    let place = slot.folder.join(&ready.archive);
+    if place.is_file() {
+        return Ok(());
+    }
+    archived(host, slot, ready).await?.persist(place).map_err(|error| lost(error.error))
+}
+
+async fn archived(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<TempPath> {
+    let (store, images, folder) = (host.store.clone(), ready.images.clone(), slot.folder.clone());
+    let written = tokio::task::spawn_blocking(move || -> images::Result<TempPath> {
+        let half =
+            tempfile::Builder::new().prefix("images-").suffix(".half").tempfile_in(folder)?.into_temp_path();
+        store.archive(&images, &half)?;
+        Ok(half)
+    });
+    match written.await.map_err(|error| Error::Unreachable(error.to_string()))? {
+        Ok(half) => Ok(half),
+        Err(images::Error::Refused(why)) => Err(Error::Refused(why)),
+        Err(images::Error::Later(why)) => Err(Error::Unreachable(why)),
+    }
+}
+
+/// Who pulls, if the document says.
+fn login(document: &ComposeDoc) -> Option<Login> {
+    let config = document.get("docker_config")?.as_object()?;
+    let text = |key: &str| config.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
+    Some(Login {
+        username: text("username")?,
+        password: text("password").unwrap_or_default(),
+        registry: text("registry"),
+    })
+}

@@ -1,0 +1,278 @@
+//! The driver with QEMU itself, and with the guest that `make guest` builds.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use casemate_types::compose::ComposeDoc;
+use casemate_types::env::{self, EnvVar};
+use casemate_types::ids::AppId;
+use serde_json::json;
+
+use super::*;
+use crate::cvm::spec::{Compose, Gpus};
+use crate::driver::Guest;
+
+const SECRET: [u8; 32] = [7; 32];
+
+/// Gives out one secret.
+struct OneKey;
+
+impl GuestKeys for OneKey {
+    fn unseal(&self, _: &AppId, _: &[u8]) -> std::result::Result<Vec<EnvVar>, String> {
+        Err("the guest opens it".into())
+    }
+
+    fn env_secret(&self, _: &AppId) -> std::result::Result<zeroize::Zeroizing<[u8; 32]>, String> {
+        Ok(zeroize::Zeroizing::new(SECRET))
+    }
+}
+
+/// A node with real machines.
+struct RealRig(FakeRig);
+
+fn sealed(vars: &[(&str, &str)]) -> Option<Long<[u8]>> {
+    let key = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(SECRET)).to_bytes();
+    let vars: Vec<EnvVar> = vars.iter().map(|(key, value)| EnvVar::new(*key, *value)).collect();
+    Some(env::seal(&key, &vars, [9; 32], [1; 12]).expect("a good key").into())
+}
+
+impl RealRig {
+    fn new() -> Self {
+        let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.casemate-guest");
+        assert!(made.join("images").is_dir(), "there is no OS image: run `make guest`");
+        let folder = tempfile::tempdir().unwrap();
+        let config = QemuConfig {
+            accel: Accel::Tcg,
+            os_images: vec![made.join("images")],
+            capacity: Some(Booking { vcpu: 16, memory_mb: 64 * 1024, disk_gb: 1024, gpus: 0 }),
+            pace: Pace {
+                up: Duration::from_millis(200),
+                back_off: Duration::from_millis(50),
+                ..Pace::default()
+            },
+            ..QemuConfig::in_data(folder.path())
+        };
+        let mut rig = Self(FakeRig { qemu: None, config, clock: Clock::system(), folder });
+        rig.open();
+        for version in ["1", "2"] {
+            let layout = made.join(format!("oci/web-{version}"));
+            rig.0.qemu().images().import(&layout, None).unwrap();
+        }
+        rig
+    }
+
+    fn open(&mut self) {
+        self.0.qemu = None;
+        self.0.qemu =
+            Some(Qemu::open(self.0.config.clone(), self.0.clock.clone(), Some(Arc::new(OneKey))).unwrap());
+    }
+
+    async fn until(&self, wanted: impl Fn(&Observed) -> bool) -> Observed {
+        let look = async {
+            loop {
+                let seen = self.0.qemu().observe(&[VM]).await.unwrap().pop().expect("the machine is there");
+                if wanted(&seen) {
+                    return seen;
+                }
+                self.0.clock.sleep(Duration::from_millis(50)).await;
+            }
+        };
+        match self.0.clock.within(Duration::from_secs(120), look).await {
+            Some(seen) => seen,
+            None => panic!(
+                "{:?}\n{}",
+                self.0.qemu().observe(&[VM]).await,
+                std::fs::read_to_string(self.0.machine_folder().join(command::SERIAL)).unwrap_or_default()
+            ),
+        }
+    }
+
+    async fn done(&self) -> Observed {
+        self.until(|seen| seen.guest == Guest::Done).await
+    }
+
+    async fn serial(&self) -> String {
+        let lines = self.0.qemu().logs(VM, &LogChannel::Serial).await.unwrap();
+        lines.into_iter().map(|line| line.text + "\n").collect()
+    }
+}
+
+#[async_trait]
+impl Rig for RealRig {
+    fn driver(&self) -> DynDriver {
+        self.0.driver()
+    }
+
+    fn clock(&self) -> Clock {
+        self.0.clock()
+    }
+
+    /// A small HTTP server: `web:1` of odd revisions, `web:2` of even ones.
+    fn machine(&self, revision: u64) -> Machine {
+        let version = if revision % 2 == 1 { 1 } else { 2 };
+        let document = json!({
+            "name": "demo", "runner": "docker-compose", "public_logs": true, "public_tcbinfo": false,
+            "docker_compose_file": format!(
+                "services:\n  web:\n    image: web:{version}\n    ports: ['80:8080']\n    volumes: ['data:/data']\n    \
+                 environment: {{A: '${{A}}', REVISION: '{revision}'}}\nvolumes:\n  data:\n"
+            ),
+            "allowed_envs": ["B", "A"],
+        });
+        let spec = Spec {
+            compose: Compose::new(&ComposeDoc::from_value(document).unwrap()),
+            sealed_env: sealed(&[("B", "2"), ("A", "s3cret-value")]),
+            user_config: None,
+            vcpu: 1,
+            memory_mb: 256,
+            disk_gb: 1,
+            gpus: Gpus::default(),
+            image: "casemate-0.1.0".into(),
+            instance_seed: [7; 20],
+        };
+        let app_id = AppId([9; 20]);
+        Machine { name: "demo-app".into(), app_id, instance_id: spec.instance_id(&app_id), revision, spec }
+    }
+
+    fn bad(&self, mut machine: Machine, behaviour: Behaviour) -> Machine {
+        assert!(behaviour == Behaviour::Fails, "a real guest goes down");
+        let mut document = machine.spec.compose.parsed();
+        document.set_docker_compose_file(
+            "services:\n  web:\n    image: web:1\n    command: /bin/nothing-there\n",
+        );
+        machine.spec.compose = Compose::new(&document);
+        machine
+    }
+
+    fn crash(&self, vm: VmUuid) {
+        self.0.crash(vm);
+    }
+
+    async fn reopen(&mut self) {
+        self.open();
+    }
+}
+
+contract!(
+    tokio::test,
+    RealRig::new(),
+    [
+        a_machine_runs_what_it_was_given,
+        an_update_changes_what_it_says,
+        many_workers_at_once_do_it_once,
+        a_put_back_needs_no_stage,
+        a_machine_that_goes_down_by_itself_is_seen,
+        a_removed_machine_does_not_come_back_with_a_late_call,
+        a_node_that_is_opened_again_has_forgotten_nothing,
+        logs_go_on_from_boot_to_boot,
+    ]
+);
+
+/// What the machine's server answers.
+fn get(port: u16, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let body = text.split_once("\r\n\r\n").or_else(|| text.split_once("\n\n")).map(|(_, body)| body);
+    Ok(body.unwrap_or(&text).trim().to_owned())
+}
+
+async fn served(rig: &RealRig, port: u16, path: &str) -> String {
+    let ask = async {
+        loop {
+            match tokio::task::block_in_place(|| get(port, path)) {
+                Ok(text) if !text.is_empty() => return text,
+                Ok(_) | Err(_) => rig.0.clock.sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    rig.0.clock.within(Duration::from_secs(30), ask).await.expect("an answer")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_of_compose_memory_and_os_serves_the_new_version_and_keeps_the_volume() {
+    let at = |generation| At { vm: VM, generation };
+    let rig = RealRig::new();
+    let qemu = rig.0.qemu().clone();
+    let begun = rig.0.clock.now();
+    let since = |begun: jiff::Timestamp| rig.0.clock.now().duration_since(begun).as_millis();
+    qemu.ensure_staged(at(1), &rig.machine(1)).await.unwrap();
+    println!("staged in {} ms", since(begun));
+    qemu.ensure_applied(at(1), &rig.machine(1)).await.unwrap();
+    println!("applied after {} ms", since(begun));
+    qemu.ensure_started(at(1)).await.unwrap();
+    println!("started after {} ms", since(begun));
+    let seen = rig.done().await;
+    println!("done after {} ms", since(begun));
+    let port = seen.ports[0];
+    assert_eq!(port.guest, 80);
+    assert_eq!(served(&rig, port.host, "/").await, "web 1");
+    println!("serving after {} ms", since(begun));
+    assert_eq!(served(&rig, port.host, "/count").await, "1");
+    assert_eq!(seen.env_keys, ["A", "B"]);
+    let memory: u64 = served(&rig, port.host, "/memory").await.parse().unwrap();
+    let sysinfo = qemu.sysinfo(VM).await.unwrap().expect("it is up");
+    assert_eq!(sysinfo.total_memory, memory * 1024);
+    assert_eq!(sysinfo.os_name, "Casemate guest 0.1.0");
+
+    let mut machine = rig.machine(2);
+    machine.spec.memory_mb = 384;
+    machine.spec.disk_gb = 2;
+    machine.spec.image = "casemate-0.2.0".into();
+    qemu.ensure_staged(at(2), &machine).await.unwrap();
+    assert_eq!(served(&rig, port.host, "/").await, "web 1", "it serves until the stop");
+    let begun = rig.0.clock.now();
+    let how = Stop::Graceful { timeout: Duration::from_secs(30), then: crate::driver::AfterTimeout::GiveUp };
+    assert_eq!(qemu.ensure_stopped(at(2), how).await, Ok(Stopped::Off));
+    println!("stopped in {} ms", since(begun));
+    qemu.ensure_applied(at(2), &machine).await.unwrap();
+    qemu.ensure_started(at(2)).await.unwrap();
+    assert_eq!(served(&rig, port.host, "/").await, "web 2");
+    println!("not serving for {} ms", since(begun));
+    let seen = rig.done().await;
+    println!("downtime as reported {:?} ms", seen.last_downtime_ms);
+    assert_eq!((seen.boot_count, seen.revision), (2, 2));
+    assert_eq!(seen.ports[0], port, "it is reached where it was");
+    assert_eq!(served(&rig, port.host, "/data").await, "1", "the volume survives");
+    let more: u64 = served(&rig, port.host, "/memory").await.parse().unwrap();
+    assert!(more > memory + 100 * 1024, "{memory} kB, then {more} kB");
+    let sysinfo = qemu.sysinfo(VM).await.unwrap().expect("it is up");
+    assert_eq!(sysinfo.os_name, "Casemate guest 0.2.0");
+    assert!(sysinfo.disks[0].total_size > 1_500_000_000, "{sysinfo:?}");
+    let web = qemu.logs(VM, &LogChannel::Container("web".into())).await.unwrap();
+    let has = |text: &str| web.iter().any(|line| line.text.contains(text));
+    assert!(has("web 1 listens on port 8080") && has("web 2 listens on port 8080"), "{web:?}");
+    assert!(rig.serial().await.contains("boot 2 of"));
+
+    // What was sealed is in the container, and nowhere on the host.
+    let folder = rig.0.machine_folder();
+    for entry in std::fs::read_dir(&folder).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        if entry.file_type().unwrap().is_file() && name != command::DATA {
+            let bytes = std::fs::read(entry.path()).unwrap();
+            assert!(!bytes.windows(12).any(|part| part == b"s3cret-value"), "{name}");
+        }
+    }
+    qemu.ensure_absent(at(3)).await.unwrap();
+    assert!(!folder.exists() && get(port.host, "/").is_err());
+}
+
+#[tokio::test]
+async fn kvm_is_used_only_if_a_machine_comes_up_with_it() {
+    let mut rig = RealRig::new();
+    rig.0.config.accel = Accel::Auto;
+    rig.open();
+    let host = Arc::clone(&rig.0.qemu().host);
+    let accelerator = accel::decide(&host).await;
+    let remembered = std::fs::read_to_string(rig.0.config.folder.join("kvm.json")).unwrap_or_default();
+    println!("{accelerator:?} {remembered}");
+    assert!(rig.0.qemu().describe().await.unwrap().version.contains(accelerator.as_str()));
+    assert!(!rig.0.config.folder.join("canary").exists());
+    let at = At { vm: VM, generation: 1 };
+    let machine = rig.machine(1);
+    rig.0.qemu().ensure_staged(at, &machine).await.unwrap();
+    rig.0.qemu().ensure_applied(at, &machine).await.unwrap();
+    rig.0.qemu().ensure_started(at).await.unwrap();
+    rig.done().await;
+}
