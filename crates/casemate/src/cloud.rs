@@ -32,7 +32,8 @@ pub(crate) struct Dev {
     /// Where everything is kept; started again on it, it is the same cloud with the same key
     #[arg(long, default_value = ".casemate", value_name = "DIR")]
     data: PathBuf,
-    /// Where CVMs run: sim:N for so many simulated nodes
+    /// Where CVMs run: sim:N for so many simulated nodes, qemu for real machines on this host (qemu,accel=tcg for emulated
+    /// ones, qemu,os-images=DIR for OS images from there)
     #[arg(long, default_value = "sim:2", value_name = "NODES")]
     nodes: Nodes,
     #[command(flatten)]
@@ -116,7 +117,7 @@ pub(crate) struct Serve {
     /// URL under which clients reach the server, without a path
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
-    /// Where CVMs run
+    /// Where CVMs run: sim:N, or qemu for real machines on this host
     #[arg(long, value_name = "NODES")]
     nodes: Option<Nodes>,
     /// What a commit promises. Anything but `full` loses accepted changes with the power: it exists so that the power-loss

@@ -78,6 +78,10 @@ const PROGRAM: casemate_cli::Program = casemate_cli::Program {
     key_in_folder: Some(keys::in_folder),
     #[cfg(not(feature = "server"))]
     key_in_folder: None,
+    #[cfg(feature = "server")]
+    import_images: Some(nodes::import_images),
+    #[cfg(not(feature = "server"))]
+    import_images: None,
 };
 
 fn main() -> ExitCode {

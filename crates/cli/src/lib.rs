@@ -92,10 +92,26 @@ pub struct Program {
     pub commands: fn() -> clap::Command,
     /// Makes an API key in the data folder of a server that is not running; `None` in a program without a server.
     pub key_in_folder: Option<KeyInFolder>,
+    /// Brings container images into a server's data folder, if the program has a server.
+    pub import_images: Option<ImportImages>,
 }
 
 /// Makes a key in a data folder.
 pub type KeyInFolder = fn(FolderKey) -> MadeKey;
+
+/// Brings container images into a data folder; their names and digests.
+pub type ImportImages = fn(ImagesFrom) -> Result<Vec<(String, String)>, String>;
+
+/// Container images, and the data folder that they are for.
+#[derive(Debug)]
+pub struct ImagesFrom {
+    /// Data folder of a server, which may be running.
+    pub data: std::path::PathBuf,
+    /// An OCI image layout, as a folder or a tar archive, or what `docker save` writes.
+    pub path: std::path::PathBuf,
+    /// What to call the image, if it is one.
+    pub name: Option<String>,
+}
 
 /// The key, or why there is none, for people.
 pub type MadeKey = Pin<Box<dyn Future<Output = Result<String, String>>>>;

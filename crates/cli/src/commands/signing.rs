@@ -169,7 +169,8 @@ mod tests {
     }
 
     fn context() -> Context {
-        let program = crate::Program { commands: clap::Command::default, key_in_folder: None };
+        let program =
+            crate::Program { commands: clap::Command::default, key_in_folder: None, import_images: None };
         Context::with(Options::default(), Environment::default(), program)
     }
 

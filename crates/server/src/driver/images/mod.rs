@@ -36,4 +36,6 @@ impl From<std::io::Error> for Error {
 }
 
 #[cfg(test)]
+mod pull_tests;
+#[cfg(test)]
 pub(in crate::driver) mod tests;
