@@ -60,7 +60,7 @@ pub(super) async fn decide(host: &Host) -> Accelerator {
         (true, Some(works)) => Some(works),
         (true, None) => match host.os_images.list().pop() {
             Some(image) => {
-                let outcome = canary(host, &image).await;
+                let outcome = canary(host, &image, Accelerator::Kvm, CANARY).await;
                 if let Err(error) = &outcome {
                     tracing::warn!(error, "machines are emulated: none comes up with KVM");
                 }
@@ -120,24 +120,30 @@ pub(super) fn clean_up(host: &Host) {
     }
 }
 
-/// Boots a machine with KVM until its agent answers.
-async fn canary(host: &Host, image: &OsImage) -> Result<(), String> {
+/// Boots a machine until its agent answers.
+pub(super) async fn canary(
+    host: &Host,
+    image: &OsImage,
+    accelerator: Accelerator,
+    limit: Duration,
+) -> Result<(), String> {
     let folder = folder(host);
-    let prepared = prepare(host, image).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let prepared =
+        prepare(host, image, accelerator).map_err(|error| format!("{}: {error}", folder.display()))?;
     let process =
         Process::spawn(&host.config.program, &prepared, &folder).map_err(|error| error.to_string())?;
     let agent = Agent::new(folder);
     let answers = async {
         loop {
-            if agent.ask(&host.clock, Ask::Status, CANARY).await.is_ok() {
+            if agent.ask(&host.clock, Ask::Status, limit).await.is_ok() {
                 return Ok(());
             }
             host.clock.sleep(Duration::from_millis(100)).await;
         }
     };
     let outcome = tokio::select! {
-        answer = host.clock.within(CANARY, answers) => {
-            answer.unwrap_or_else(|| Err(format!("no answer within {} s", CANARY.as_secs())))
+        answer = host.clock.within(limit, answers) => {
+            answer.unwrap_or_else(|| Err(format!("no answer within {} s", limit.as_secs())))
         }
         () = process.ended() => Err("QEMU ended by itself".to_owned()),
     };
@@ -147,7 +153,7 @@ async fn canary(host: &Host, image: &OsImage) -> Result<(), String> {
     outcome
 }
 
-fn prepare(host: &Host, image: &OsImage) -> std::io::Result<Vec<String>> {
+fn prepare(host: &Host, image: &OsImage, accelerator: Accelerator) -> std::io::Result<Vec<String>> {
     let folder = folder(host);
     calls::delete(&folder)?;
     files::make_private(&folder)?;
@@ -171,7 +177,7 @@ fn prepare(host: &Host, image: &OsImage) -> std::io::Result<Vec<String>> {
     }
     Ok(command::arguments(&command::Boot {
         vm: config.vm,
-        accelerator: Accelerator::Kvm,
+        accelerator,
         vcpu: 1,
         memory_mb: 512,
         kernel: image.kernel.clone(),
