@@ -48,7 +48,10 @@ pub(super) struct OsImages {
 type Stamp = (u64, u64, Option<Timestamp>);
 
 impl OsImages {
+    /// Machines work in folders of their own, so those of the images are named from the root.
     pub(super) fn new(folders: Vec<PathBuf>) -> Self {
+        let folders =
+            folders.into_iter().map(|folder| std::path::absolute(&folder).unwrap_or(folder)).collect();
         Self { folders, hashed: Mutex::default() }
     }
 
@@ -212,6 +215,9 @@ pub(in crate::driver) mod tests {
         std::fs::write(image.initrd, "another").unwrap();
         let error = images.get("one-0.1.0").unwrap_err();
         assert!(error.contains("initramfs.cpio does not have the digest"), "{error}");
+        assert!(image.kernel.is_absolute());
+        let here = OsImages::new(vec!["somewhere".into()]);
+        assert!(here.folders[0].is_absolute());
         for name in ["two", "../one-0.1.0", "", "."] {
             let error = images.get(name).unwrap_err();
             assert!(error.contains("is not on this node: dev-0.2.0"), "{error}");

@@ -1,6 +1,7 @@
 //! Everything that a configuration needs on this node, found or fetched while the machine may still run the one before.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use casemate_types::compose::ComposeDoc;
 use casemate_types::guest::ImageRef;
@@ -12,6 +13,11 @@ use super::slot::{Slot, lost, refuse};
 use crate::cvm::spec::sha256;
 use crate::driver::images::{self, ImageStore, Login, Reference};
 use crate::driver::{Error, Machine, Result};
+
+/// How often a registry that does not answer is asked again.
+const REGISTRY_TRIES: u32 = 2;
+/// How long it is left alone meanwhile.
+const REGISTRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// A configuration and its images, which have no place yet.
 pub(super) struct Prepared {
@@ -40,10 +46,8 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
         }
         let of_service = |why: String| format!("service `{}`: {why}", service.name);
         let reference: Reference = service.image.parse().map_err(|why| Error::Refused(of_service(why)))?;
-        let digest = host.store.ensure(&reference, login.as_ref()).await.map_err(|error| match error {
-            images::Error::Refused(why) => Error::Refused(of_service(why)),
-            images::Error::Later(why) => Error::Unreachable(of_service(why)),
-        })?;
+        let digest =
+            fetch(host, &reference, login.as_ref()).await.map_err(of_service).map_err(Error::Refused)?;
         images.push(ImageRef { reference: service.image.clone(), digest });
     }
     let archive = ImageStore::archive_name(&images);
@@ -59,6 +63,24 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
         false => Some(archived(host, slot, &ready).await?),
     };
     Ok(Prepared { ready, archive })
+}
+
+/// The digest of an image that is in the store afterwards. A registry that does not answer is asked again, and then it is an
+/// answer as well: who wants the update can see why and try again, and the machine runs on.
+async fn fetch(
+    host: &Host,
+    reference: &Reference,
+    login: Option<&Login>,
+) -> std::result::Result<String, String> {
+    let mut tries = 0;
+    loop {
+        match host.store.ensure(reference, login).await {
+            Ok(digest) => return Ok(digest),
+            Err(images::Error::Later(_)) if tries < REGISTRY_TRIES => tries += 1,
+            Err(error) => return Err(error.to_string()),
+        }
+        host.clock.sleep(REGISTRY_PAUSE).await;
+    }
 }
 
 impl Prepared {
