@@ -737,12 +737,11 @@ async fn without_its_key_service_nothing_boots_and_the_answer_names_the_setting(
     refused(without.get(&format!("/apps/{}/allowed", stage.cvm.app_id)).await);
 
     // What was accepted before waits for the setting, and says so.
-    let started = stage.client.post(&stage.path("/start"), json!({})).await;
-    started.expect(200);
+    stage.client.post(&stage.path("/start"), json!({})).await.expect(200);
     let open = stage.now().open.expect("it is being started").id;
     let now = stage.world.clock.now();
-    let work = app.store.operation_claim(None, now, now + Duration::from_secs(30), 1).await.expect("claims");
-    for work in work.work {
+    let claimed = app.store.operation_claim(None, now, now + Duration::from_secs(30), 1).await;
+    for work in claimed.expect("claims").work {
         worker::carry(&app, work, &NoProbe).await;
     }
     let waiting_for = stage.world.operation(open).waiting_for.expect("says what it waits for");
