@@ -15,10 +15,11 @@ use tokio::sync::Notify;
 
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, EMBEDDED_KMS};
 use crate::driver::GuestKeys;
 use crate::http::streams::Streams;
 use crate::http::view::Stills;
+use crate::kms::Dstack;
 pub use crate::node::{NewNode, Node};
 use crate::store::Store;
 use crate::workflow::operation::Lane;
@@ -47,6 +48,8 @@ pub struct Parts {
     pub env_keys: Cache<AppId, [u8; 32]>,
     /// Answers that are still being written.
     pub streams: Streams,
+    /// Key services that are not the embedded one, by slug.
+    pub dstack_kms: BTreeMap<String, Dstack>,
     /// The chains that contract-owned key services are on.
     pub chains: Chains,
     /// Who has sent wrong commit tokens lately.
@@ -85,6 +88,7 @@ impl App {
         let secret = store.setting_ensure("secret", clock.random::<32>().to_vec()).await?;
         let secret = secret.try_into().map_err(|_| "the store's secret has not 32 bytes")?;
         let nodes = Node::open(nodes, &store, &clock).await?;
+        let dstack_kms = dstack_kms(&config)?;
         let parts = Parts {
             store,
             clock,
@@ -92,6 +96,7 @@ impl App {
             nodes,
             secret,
             config,
+            dstack_kms,
             chains,
             stills: Stills::default(),
             env_keys: Cache::new(ENV_KEYS),
@@ -125,6 +130,20 @@ impl App {
             Lane::Urgent => &self.wake_urgent,
         }
     }
+}
+
+/// The key services that are to be asked over the network.
+fn dstack_kms(config: &Config) -> Result<BTreeMap<String, Dstack>, String> {
+    let on_chain = config.contract_kms.iter().filter_map(|kms| {
+        let service = kms.service.as_ref()?;
+        Some((kms.slug.as_str(), service, Some((kms.chain_id, kms.address()))))
+    });
+    let off_chain = config.kms_service.iter().map(|service| (EMBEDDED_KMS, service, None));
+    let open = |(slug, service, contract): (&str, _, _)| {
+        let opened = Dstack::open(service, contract);
+        opened.map(|kms| (slug.to_owned(), kms)).map_err(|why| format!("key service `{slug}`: {why}"))
+    };
+    on_chain.chain(off_chain).map(open).collect()
 }
 
 impl Deref for App {

@@ -36,7 +36,9 @@ pub struct Config {
     pub dev: bool,
     /// Domain below which a gateway serves apps and instances, if there is a gateway.
     pub gateway_domain: Option<String>,
-    /// Key services that belong to a contract, beside the embedded one.
+    /// The `dstack-kms` that stands in for the embedded key service, if one does.
+    pub kms_service: Option<KmsService>,
+    /// Key services that belong to a contract, beside the one that asks nobody.
     pub contract_kms: Vec<ContractKms>,
     /// The chains that these contracts are on, and who is asked about them.
     pub chains: Vec<ChainConfig>,
@@ -66,10 +68,23 @@ pub struct ContractKms {
     pub contract: String,
     /// App id of its gateway, if it has one.
     pub gateway_app_id: Option<String>,
+    /// Where its keys lie, if not with this server.
+    pub service: Option<KmsService>,
+}
+
+/// A `dstack-kms`, and how it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KmsService {
+    /// Its address without a path: `https`, or `http` on this machine.
+    pub url: String,
+    /// The key that signs what it says about apps: a compressed secp256k1 point.
+    pub k256_public_key: [u8; 33],
+    /// PEM file with the certificate of the authority that its TLS certificate comes from.
+    pub ca_certificate: Option<PathBuf>,
 }
 
 impl ContractKms {
-    /// One without a gateway.
+    /// One without a gateway, whose keys lie with this server.
     ///
     /// # Errors
     /// `contract` is no address.
@@ -77,7 +92,13 @@ impl ContractKms {
         let address: Address = contract
             .parse()
             .map_err(|_| format!("`{contract}` is not the address of a contract: `0x` and 40 hex digits"))?;
-        Ok(Self { slug: slug.to_owned(), chain_id, contract: format!("0x{address}"), gateway_app_id: None })
+        Ok(Self {
+            slug: slug.to_owned(),
+            chain_id,
+            contract: format!("0x{address}"),
+            gateway_app_id: None,
+            service: None,
+        })
     }
 
     /// The contract's address.
@@ -119,6 +140,7 @@ impl Default for Config {
             max_body: 4 * 1024 * 1024,
             dev: false,
             gateway_domain: None,
+            kms_service: None,
             contract_kms: Vec::new(),
             chains: Vec::new(),
             tls: None,
@@ -171,12 +193,18 @@ pub struct Settings {
     pub chains: Vec<ChainSettings>,
 }
 
-/// Key services beside the one inside the server.
+/// Key services. The first three name a `dstack-kms` that stands in for the one inside the server, for apps without a contract.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KmsSettings {
-    /// The keys of contract-owned key services lie with this server, and whoever runs it could take them: say `true` if that
-    /// is known and wanted. Default `false`: then there can be no `kms.contracts`.
+    /// Its address: `https://kms.example.org:8000`. Default: none, the key service inside the server.
+    pub url: Option<String>,
+    /// The key that signs what it says about apps: a compressed secp256k1 point, 66 hex digits. Needed with `url`.
+    pub k256_public_key: Option<String>,
+    /// PEM file with the certificate of its authority. Needed with `url`, unless that is `http://` on this machine.
+    pub ca_certificate: Option<PathBuf>,
+    /// The keys of contract-owned key services without a `url` lie with this server, and whoever runs it could take them: say
+    /// `true` if that is known and wanted. Default `false`: then each of `kms.contracts` needs a `url`.
     pub allow_operator_custody: Option<bool>,
     /// Key services whose apps are contracts: one `[[kms.contracts]]` for each.
     pub contracts: Vec<KmsContractSettings>,
@@ -194,6 +222,69 @@ pub struct KmsContractSettings {
     pub contract: String,
     /// App id of its gateway.
     pub gateway_app_id: Option<String>,
+    /// Address of the `dstack-kms` that has its keys. Default: none, they lie with this server.
+    pub url: Option<String>,
+    /// As `kms.k256_public_key`.
+    pub k256_public_key: Option<String>,
+    /// As `kms.ca_certificate`.
+    pub ca_certificate: Option<PathBuf>,
+}
+
+/// Reads how a `dstack-kms` is reached and known; `key` gives the whole name of a setting.
+fn kms_service(
+    key: impl Fn(&str) -> String,
+    url: Option<&str>,
+    k256_public_key: Option<&str>,
+    ca_certificate: Option<&PathBuf>,
+) -> Result<Option<KmsService>, String> {
+    let Some(given) = url else {
+        let needs = |other: &str| Err(format!("{} is missing; {} needs it", key("url"), key(other)));
+        return match (k256_public_key, ca_certificate) {
+            (None, None) => Ok(None),
+            (Some(_), _) => needs("k256_public_key"),
+            (None, Some(_)) => needs("ca_certificate"),
+        };
+    };
+    let wrong = || {
+        format!(
+            "{}: should be the address of a dstack-kms without a path, such as https://kms.example.org:8000; http:// only on \
+             this machine",
+            key("url")
+        )
+    };
+    let url: reqwest::Url = given.parse().map_err(|_| wrong())?;
+    let local = crate::kms::is_local(&url);
+    let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+    if !bare || url.path() != "/" || url.fragment().is_some() {
+        return Err(wrong());
+    }
+    match (url.scheme(), ca_certificate) {
+        ("http", _) if local => {}
+        ("https", Some(_)) => {}
+        ("https", None) => {
+            return Err(format!(
+                "{} is missing: the certificate of the authority that the TLS certificate of {} comes from, as a PEM file",
+                key("ca_certificate"),
+                key("url")
+            ));
+        }
+        _ => return Err(wrong()),
+    }
+    let mut k256 = [0; 33];
+    let named = k256_public_key.unwrap_or_default();
+    let decoded = hex::decode_to_slice(named.trim_start_matches("0x"), &mut k256);
+    if decoded.is_err() || !matches!(k256[0], 2 | 3) {
+        return Err(format!(
+            "{} is `{named}`; should be the secp256k1 key that signs what the key service says, compressed: 66 hex digits that \
+             begin with 02 or 03",
+            key("k256_public_key")
+        ));
+    }
+    Ok(Some(KmsService {
+        url: url.as_str().trim_end_matches('/').to_owned(),
+        k256_public_key: k256,
+        ca_certificate: ca_certificate.cloned(),
+    }))
 }
 
 /// A chain.
@@ -373,6 +464,12 @@ impl Settings {
                 deleted: span("keep.deleted_cvm_days", self.keep.deleted_cvm_days, default.keep.deleted)?,
             },
             max_body: limits.max_body_bytes.unwrap_or(default.max_body),
+            kms_service: kms_service(
+                |name| format!("kms.{name}"),
+                self.kms.url.as_deref(),
+                self.kms.k256_public_key.as_deref(),
+                self.kms.ca_certificate.as_ref(),
+            )?,
             contract_kms: self.contract_kms()?,
             chains: self.chains()?,
             tls: self.tls.files()?,
@@ -388,10 +485,15 @@ impl Settings {
 
     fn contract_kms(&self) -> Result<Vec<ContractKms>, String> {
         let mut all: Vec<ContractKms> = Vec::new();
-        if !self.kms.contracts.is_empty() && !self.kms.allow_operator_custody.unwrap_or(false) {
-            return Err("kms.contracts: the keys of these key services would lie with this server, and whoever runs it could \
-                 take them whatever the contracts say; set kms.allow_operator_custody = true if that is wanted"
-                .into());
+        let with_us = self.kms.contracts.iter().position(|asked| asked.url.is_none());
+        if let Some(index) = with_us
+            && !self.kms.allow_operator_custody.unwrap_or(false)
+        {
+            return Err(format!(
+                "kms.contracts[{index}]: the keys of this key service would lie with this server, and whoever runs it could \
+                 take them whatever the contract says; name a dstack-kms as its url, or set kms.allow_operator_custody = true \
+                 if that is wanted"
+            ));
         }
         for (index, asked) in self.kms.contracts.iter().enumerate() {
             let key = |name: &str| format!("kms.contracts[{index}].{name}");
@@ -418,6 +520,12 @@ impl Settings {
             let mut kms = ContractKms::new(slug, asked.chain_id, &asked.contract)
                 .map_err(|error| format!("{}: {error}", key("contract")))?;
             kms.gateway_app_id.clone_from(&asked.gateway_app_id);
+            kms.service = kms_service(
+                key,
+                asked.url.as_deref(),
+                asked.k256_public_key.as_deref(),
+                asked.ca_certificate.as_ref(),
+            )?;
             all.push(kms);
         }
         Ok(all)
@@ -475,6 +583,9 @@ const KEYS: &[&str] = &[
     "keep.step_event_days",
     "keep.expired_days",
     "keep.deleted_cvm_days",
+    "kms.url",
+    "kms.k256_public_key",
+    "kms.ca_certificate",
     "kms.allow_operator_custody",
     "kms.contracts",
     "chains",
@@ -597,6 +708,56 @@ mod tests {
         assert_eq!(config.contract_kms("base").unwrap().contract, format!("0x{}", "ab".repeat(20)));
         assert_eq!(config.chain(8453).unwrap().confirmations, 1);
         assert!(!format!("{config:?}").contains("secret"), "an endpoint may hold a key");
+    }
+
+    #[test]
+    fn keys_that_lie_with_a_dstack_kms_need_no_leave() {
+        let key = format!("02{}", "ab".repeat(32));
+        let service = format!(
+            "url = \"https://kms.example:8000/\"\nk256_public_key = \"{key}\"\nca_certificate = \"ca.pem\"\n"
+        );
+        let contract = |slug: &str, service: &str| {
+            format!(
+                "[[kms.contracts]]\nslug = \"{slug}\"\nchain_id = 8453\ncontract = \"{}\"\n{service}",
+                "11".repeat(20)
+            )
+        };
+        let config = kms(&format!("[kms]\n{service}{}", contract("base", &service))).unwrap();
+        let service_of = config.contract_kms("base").unwrap().service.clone().unwrap();
+        assert_eq!(
+            (service_of.url.as_str(), service_of.k256_public_key[1]),
+            ("https://kms.example:8000", 0xab)
+        );
+        assert_eq!(config.kms_service, Some(service_of));
+        // One beside it without a `url` needs it.
+        let both = format!("{}{}", contract("base", &service), contract("other", ""));
+        assert!(kms(&both).unwrap_err().contains("kms.contracts[1]: the keys of this key service would lie"));
+        for (from, to, named) in [
+            ("https://kms.example:8000/", "http://kms.example", ".url: should be"),
+            ("https://kms.example:8000/", "https://kms.example/path", ".url: should be"),
+            ("https://kms.example:8000/", "https://me:secret@kms.example", ".url: should be"),
+            ("https://kms.example:8000/", "kms.example", ".url: should be"),
+            ("url =", "#", "url is missing; "),
+            ("ca_certificate =", "#", "ca_certificate is missing: the certificate"),
+            ("k256_public_key =", "#", "k256_public_key is ``; should be"),
+            ("\"02", "\"04", "k256_public_key is `04ab"),
+            ("\"02ab", "\"02", "k256_public_key is `02ab"),
+        ] {
+            let wrong = service.replace(from, to);
+            for (settings, place) in
+                [(format!("[kms]\n{wrong}"), "kms."), (contract("base", &wrong), "kms.contracts[0]")]
+            {
+                let settings = settings.replace("[kms]\n", "[kms]\nallow_operator_custody = true\n");
+                let settings = settings.replace("[[kms.c", "[kms]\nallow_operator_custody = true\n[[kms.c");
+                let error = kms(&settings).unwrap_err();
+                assert!(error.contains(named) && error.starts_with(place), "{settings}: {error}");
+                assert!(!error.contains("secret"), "{error}");
+            }
+        }
+        let local = service
+            .replace("https://kms.example:8000/", "http://127.0.0.1:8000")
+            .replace("ca_certificate =", "#");
+        assert_eq!(kms(&format!("[kms]\n{local}")).unwrap().kms_service.unwrap().ca_certificate, None);
     }
 
     #[test]

@@ -61,8 +61,14 @@ impl World {
 
     /// A world with a chain to ask, on which an app's contract decides for the key service `base`.
     pub async fn with_chain(chain: Arc<dyn Chain>) -> Self {
+        Self::with_chain_and(chain, |_| ()).await
+    }
+
+    /// As [`World::with_chain`], with other settings.
+    pub async fn with_chain_and(chain: Arc<dyn Chain>, change: impl FnOnce(&mut Config)) -> Self {
         let base = ContractKms::new("base", 8453, &"11".repeat(20)).expect("an address");
-        let config = Config { dev: true, contract_kms: vec![base], ..Config::default() };
+        let mut config = Config { dev: true, contract_kms: vec![base], ..Config::default() };
+        change(&mut config);
         Self::build(SimConfig::node(1), config, Chains::default().with(8453, chain), WriterMode::Inline).await
     }
 

@@ -168,7 +168,7 @@ async fn stage(app: &App, driver: &dyn Driver, at: At, work: &Work) -> driver::R
             "the machine is gone from its node; `start` makes it again, with an empty disk".into(),
         ));
     }
-    sealed::opens(&app.kms, &work.machine)?;
+    sealed::opens(app, driver, work)?;
     driver.ensure_staged(at, &work.machine).await
 }
 

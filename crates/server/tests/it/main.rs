@@ -8,6 +8,7 @@ mod client;
 mod compose_file;
 mod create;
 mod dev;
+mod dstack_kms;
 mod failures;
 mod health;
 mod idempotency;
