@@ -72,6 +72,11 @@ impl World {
         Self::build(SimConfig::node(1), config, Chains::default().with(8453, chain), WriterMode::Inline).await
     }
 
+    /// A world with this node, these settings, and chains that can be asked.
+    pub async fn with_chains(node: SimConfig, config: Config, chains: Chains) -> Self {
+        Self::build(node, config, chains, WriterMode::Inline).await
+    }
+
     /// A world whose store commits on a thread of its own, as it does outside tests.
     pub async fn grouped() -> Self {
         Self::build(SimConfig::node(1), Config::default(), Chains::default(), WriterMode::Grouped).await

@@ -7,7 +7,7 @@ use casemate_server::driver::Driver;
 use casemate_server::store::AppLog;
 use casemate_server::workflow::allowance;
 use casemate_server::workflow::auto_commit::once;
-use casemate_testkit::{Interrupter, Interruption, Place, Recorder, compose};
+use casemate_testkit::compose;
 use casemate_types::ids::ComposeHash;
 use serde_json::{Value, json};
 
@@ -224,79 +224,4 @@ async fn a_replica_is_made_by_itself() {
     assert_eq!(stage.client.json(&path).await["state"], "committed");
     let machines = stage.world.sim.inventory().await.expect("the node answers");
     assert_eq!(machines.len(), 2);
-}
-
-/// Who commits in a sweep.
-#[derive(Clone, Copy, Debug)]
-enum By {
-    Hash,
-    Token,
-    Itself,
-}
-
-/// Commits an update while its operation is interrupted everywhere: one restart, one operation, and never a lost approval.
-async fn sweep(by: By, how: Interruption) {
-    for place in places(by).await {
-        let what = format!("{by:?} with {how:?} at {place:?}");
-        let (stage, path) = committed(by).await;
-        let before = stage.world.sim.effects(stage.cvm.vm_uuid).len();
-        let interrupter = Interrupter::new(&stage.world, place, how);
-        stage.world.settle_with(&interrupter).await;
-        // Whoever asks again, and whoever looks again, makes no second one.
-        let again = stage.world.restarted().await;
-        once(&again).await;
-        stage.world.settle().await;
-        assert!(interrupter.has_struck(), "{what}");
-        assert_eq!(
-            stage.world.sim.effects(stage.cvm.vm_uuid)[before..],
-            ["stop", "apply", "start"],
-            "{what}"
-        );
-        assert_eq!(stage.client.json(&path).await["state"], "committed", "{what}");
-        let operations = stage.client.json("/operations").await;
-        assert_eq!(operations["items"].as_array().map(Vec::len), Some(2), "{what}");
-        assert_eq!(operations["items"][0]["status"], "succeeded", "{what}");
-        stage.world.assert_accounts().await;
-    }
-}
-
-/// A CVM with an approval that was just committed.
-async fn committed(by: By) -> (Stage, String) {
-    let stage = Stage::start().await;
-    let body = json!({ "docker_compose_file": compose("web:2"), "memory": 4096 });
-    let client = match by {
-        By::Hash => stage.client.header("x-other", "none"),
-        By::Token => stage.client.header("x-prepare-only", "true"),
-        By::Itself => stage.client.header("x-auto-commit", "true"),
-    };
-    let answer = client.patch(&stage.path(""), body).await;
-    let (asked, id) = (hash(&answer), text(&detail(&answer, "approval_id")));
-    stage.chain.allow_hash(stage.cvm.app_id, asked);
-    match by {
-        By::Hash => drop(stage.confirm(asked, "").await.expect(202)),
-        By::Token => {
-            let token = text(&detail(&answer, "commit_token"));
-            stage.commit(&token, "", "").await.expect(202);
-        }
-        By::Itself => once(&stage.world.app).await,
-    }
-    (stage, format!("/approvals/{id}"))
-}
-
-async fn places(by: By) -> Vec<Place> {
-    let (stage, _) = committed(by).await;
-    let recorder = Recorder::default();
-    stage.world.settle_with(&recorder).await;
-    let places = recorder.places();
-    assert!(places.len() >= 10, "{places:?}");
-    places
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_committed_update_survives_every_interruption() {
-    for by in [By::Hash, By::Token, By::Itself] {
-        for how in [Interruption::Crash, Interruption::Late, Interruption::Overtaken] {
-            sweep(by, how).await;
-        }
-    }
 }
