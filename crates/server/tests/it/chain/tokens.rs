@@ -36,7 +36,7 @@ async fn a_token_is_good_for_its_own_update_once() {
     let later = approved(&site, 3).await;
     let asked = site.proxy.requests();
 
-    assert_refused(&site.commit(&first.token, "").await, "newer");
+    assert_refused(&site.commit(&first.token, "").await, "superseded");
     let mut wrong = second.token.clone();
     let last = wrong.pop().expect("a digit");
     wrong.push(if last == '0' { '1' } else { '0' });
