@@ -110,7 +110,9 @@ impl ChainOptions {
             confirmations: self.confirmations,
             from_block: 0,
             public_rpc_url: Some(chain.url()),
-            blocks_on_demand: true,
+            // It makes a block only when there is something to put in it.
+            max_head_age: None,
+            max_lag_blocks: casemate_chain::MAX_LAG_BLOCKS,
         });
         Ok(Some(Ready { chain, kms, wallet: contracts.1, forbidden: Vec::new(), _anvil: anvil }))
     }

@@ -168,15 +168,9 @@ impl Chains {
     /// The chains that are configured, asked at their nodes. Connects to nothing yet.
     pub fn open(config: &Config, clock: &Clock) -> Self {
         config.chains.iter().fold(Self::default(), |chains, chain| {
-            let usual = casemate_chain::ChainConfig::new(chain.chain_id, chain.rpc_urls.clone());
-            let how = casemate_chain::ChainConfig {
-                confirmations: chain.confirmations,
-                max_head_age: usual.max_head_age.filter(|_| !chain.blocks_on_demand),
-                ..usual
-            };
             let clock = clock.clone();
             let now = move || u64::try_from(clock.now().as_second()).unwrap_or_default();
-            chains.with(chain.chain_id, Arc::new(Evm::new(how, now)))
+            chains.with(chain.chain_id, Arc::new(Evm::new(chain.how_asked(), now)))
         })
     }
 

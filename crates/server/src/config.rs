@@ -3,7 +3,7 @@
 //! A key `a.b` of the file is `CASEMATE_A_B` in the environment, lists being written as in the file; the environment wins. The file and the environment are read
 //! here and nowhere else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -120,8 +120,23 @@ pub struct ChainConfig {
     pub from_block: u64,
     /// An endpoint that clients may be told about.
     pub public_rpc_url: Option<String>,
-    /// It makes a block only when there is something to put in it, so an old head is no sign of a node that lags.
-    pub blocks_on_demand: bool,
+    /// An endpoint whose newest block is older is not believed. None: it makes a block only when there is something to put in
+    /// it, so an old head is no sign of a node that lags.
+    pub max_head_age: Option<Duration>,
+    /// Nor is one that is more blocks than this behind the others.
+    pub max_lag_blocks: u64,
+}
+
+impl ChainConfig {
+    /// The usual bounds but for what is set here.
+    pub fn how_asked(&self) -> casemate_chain::ChainConfig {
+        casemate_chain::ChainConfig {
+            confirmations: self.confirmations,
+            max_head_age: self.max_head_age,
+            max_lag_blocks: self.max_lag_blocks,
+            ..casemate_chain::ChainConfig::new(self.chain_id, self.rpc_urls.clone())
+        }
+    }
 }
 
 /// Slug of the embedded key service.
@@ -158,6 +173,11 @@ impl Config {
     /// The contract-owned key service with this slug.
     pub fn contract_kms(&self, slug: &str) -> Option<&ContractKms> {
         self.contract_kms.iter().find(|kms| kms.slug == slug)
+    }
+
+    /// The chains that such key services are on.
+    pub fn contract_chains(&self) -> BTreeSet<u64> {
+        self.contract_kms.iter().map(|kms| kms.chain_id).collect()
     }
 
     /// What is set for the chain with this id.
@@ -301,9 +321,14 @@ pub struct ChainSettings {
     pub from_block: Option<u64>,
     /// An endpoint that clients are told about, for chains that they do not know. Not one that holds a key.
     pub public_rpc_url: Option<String>,
-    /// It makes a block only when there is something to put in it, as local chains do. Default `false`: a head older than two
-    /// minutes is not believed.
+    /// It makes a block only when there is something to put in it, as local chains do: a newest block of any age is believed.
+    /// Default `false`.
     pub blocks_on_demand: Option<bool>,
+    /// An endpoint whose newest block is older, or as far in the future, is not believed: 10 to 86,400. Default 120, ten blocks
+    /// of Ethereum or sixty of Base; more for a chain whose blocks take longer than 12 s.
+    pub max_head_age_seconds: Option<u64>,
+    /// Nor is one that is more blocks than this behind the one that most endpoints have reached: 1 to 10,000. Default 20.
+    pub max_lag_blocks: Option<u64>,
 }
 
 impl std::fmt::Debug for ChainSettings {
@@ -552,13 +577,38 @@ impl Settings {
             if all.iter().any(|other| other.chain_id == asked.chain_id) {
                 return Err(format!("{} is {}, which another one has", key("chain_id"), asked.chain_id));
             }
+            let max_head_age = match (asked.blocks_on_demand, asked.max_head_age_seconds) {
+                (Some(true), None) => None,
+                (Some(true), Some(_)) => {
+                    return Err(format!(
+                        "{} is set, and with blocks_on_demand blocks of any age are believed; should be one of the two",
+                        key("max_head_age_seconds")
+                    ));
+                }
+                (_, None) => Some(casemate_chain::MAX_HEAD_AGE),
+                (_, Some(seconds @ 10..=86_400)) => Some(Duration::from_secs(seconds)),
+                (_, Some(seconds)) => {
+                    return Err(format!(
+                        "{} is {seconds}; should be from 10 to 86400",
+                        key("max_head_age_seconds")
+                    ));
+                }
+            };
+            let max_lag_blocks = asked.max_lag_blocks.unwrap_or(casemate_chain::MAX_LAG_BLOCKS);
+            if !(1..=10_000).contains(&max_lag_blocks) {
+                return Err(format!(
+                    "{} is {max_lag_blocks}; should be from 1 to 10000",
+                    key("max_lag_blocks")
+                ));
+            }
             all.push(ChainConfig {
                 chain_id: asked.chain_id,
                 rpc_urls,
                 confirmations,
                 from_block: asked.from_block.unwrap_or(0),
                 public_rpc_url: asked.public_rpc_url.clone(),
-                blocks_on_demand: asked.blocks_on_demand.unwrap_or(false),
+                max_head_age,
+                max_lag_blocks,
             });
         }
         Ok(all)
@@ -761,6 +811,20 @@ mod tests {
     }
 
     #[test]
+    fn how_old_a_newest_block_may_be_is_set_for_each_chain() {
+        for (settings, age, lag) in [
+            ("", Some(120), 20),
+            ("blocks_on_demand = false\n", Some(120), 20),
+            ("blocks_on_demand = true\n", None, 20),
+            ("max_head_age_seconds = 600\nmax_lag_blocks = 3\n", Some(600), 3),
+        ] {
+            let chain = kms(settings).unwrap().chain(8453).unwrap().how_asked();
+            assert_eq!(chain.max_head_age.map(|age| age.as_secs()), age, "{settings}");
+            assert_eq!(chain.max_lag_blocks, lag, "{settings}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_with_a_chain_is_named() {
         let contract = |slug: &str, chain_id: u64, contract: &str| {
             format!(
@@ -779,6 +843,15 @@ mod tests {
             ("[[chains]]\nchain_id = 1\nrpc_urls = [\"ftp://a\"]\n".into(), "chains[1].rpc_urls"),
             (CHAIN.into(), "chains[1].chain_id"),
             (format!("{}confirmations = 0\n", CHAIN.replace("8453", "1")), "chains[1].confirmations"),
+            (
+                format!("{}max_head_age_seconds = 9\n", CHAIN.replace("8453", "1")),
+                "chains[1].max_head_age_seconds",
+            ),
+            (
+                format!("{}blocks_on_demand = true\nmax_head_age_seconds = 60\n", CHAIN.replace("8453", "1")),
+                "chains[1].max_head_age_seconds",
+            ),
+            (format!("{}max_lag_blocks = 0\n", CHAIN.replace("8453", "1")), "chains[1].max_lag_blocks"),
         ] {
             let error = kms(&settings).unwrap_err();
             assert!(error.contains(named), "{settings}: {error}");
