@@ -66,10 +66,22 @@ impl World {
 
     /// As [`World::with_chain`], with other settings.
     pub async fn with_chain_and(chain: Arc<dyn Chain>, change: impl FnOnce(&mut Config)) -> Self {
-        let base = ContractKms::new("base", 8453, &"11".repeat(20)).expect("an address");
-        let mut config = Config { dev: true, contract_kms: vec![base], ..Config::default() };
+        Self::with_key_services([("base", 8453, chain)], change).await
+    }
+
+    /// A world with such key services, each with its slug and the id of its chain, and other settings.
+    pub async fn with_key_services(
+        all: impl IntoIterator<Item = (&str, u64, Arc<dyn Chain>)>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let (mut config, mut chains) = (Config { dev: true, ..Config::default() }, Chains::default());
+        for (slug, chain_id, chain) in all {
+            let kms = ContractKms::new(slug, chain_id, &"11".repeat(20)).expect("an address");
+            config.contract_kms.push(kms);
+            chains = chains.with(chain_id, chain);
+        }
         change(&mut config);
-        Self::build(SimConfig::node(1), config, Chains::default().with(8453, chain), WriterMode::Inline).await
+        Self::build(SimConfig::node(1), config, chains, WriterMode::Inline).await
     }
 
     /// A world with this node, these settings, and chains that can be asked.

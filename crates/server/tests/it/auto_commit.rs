@@ -1,17 +1,20 @@
 //! Auto-commit: the server looks at the contract itself, and acts as the person who asked for that.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use casemate_server::cvm::state::Status;
+use casemate_chain::{Chain, Scripted};
+use casemate_server::cvm::state::{Cvm, Status};
 use casemate_server::driver::Driver;
 use casemate_server::store::AppLog;
-use casemate_server::workflow::allowance;
-use casemate_server::workflow::auto_commit::once;
-use casemate_testkit::compose;
+use casemate_server::workflow::auto_commit::{EVERY, once};
+use casemate_server::workflow::{allowance, auto_commit};
+use casemate_testkit::{World, compose};
 use casemate_types::ids::ComposeHash;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
-use crate::approvals::{DAY, Stage, deploy_as, detail, hash, text};
+use crate::approvals::{DAY, Stage, deploy_as, deploy_at, detail, hash, text};
 use crate::client::Client;
 
 /// Asks for an update that is to be committed by itself: its hash, and the approval's path.
@@ -111,6 +114,76 @@ async fn logs_are_read_on_whatever_is_wrong_with_one_of_them() {
     allowance::read_on(&stage.world.app).await;
     assert_eq!(store.app_log(stage.cvm.app).expect("reads"), Some(begun));
     assert!(store.app_log(second.app).expect("reads").expect("begun").complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_committed_keeps_nobody_else_waiting() {
+    let stage = Stage::start().await;
+    let second = deploy_as(&stage.world, &stage.chain, &stage.client, "web-two").await;
+    let client = stage.client.header("x-auto-commit", "true");
+    let mut paths = Vec::new();
+    for cvm in [&stage.cvm, &second] {
+        let answer = client.patch(&format!("/cvms/{}", cvm.uid), json!({ "public_logs": false })).await;
+        stage.chain.allow_hash(cvm.app_id, hash(&answer));
+        paths.push(format!("/approvals/{}", text(&detail(&answer, "approval_id"))));
+    }
+    // The first one cannot be carried out, and that cannot be noted.
+    let store = rusqlite::Connection::open(stage.world.folder().join("casemate.db")).expect("the store");
+    let spoil = "UPDATE approval SET patch = '[' WHERE cvm_id = ?";
+    assert_eq!(store.execute(spoil, [stage.cvm.id]).expect("writes"), 1);
+    let refuse =
+        "CREATE TRIGGER refuse BEFORE UPDATE OF attention ON approval BEGIN SELECT RAISE(ABORT, 'full'); END";
+    store.execute_batch(refuse).expect("writes");
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json(&paths[1]).await["state"], "committed");
+    assert_eq!(stage.now().open, None);
+}
+
+/// A CVM on a chain that answers, beside another chain that does so no more.
+async fn beside_a_silent_chain() -> (World, Arc<Scripted>, Client, Cvm) {
+    let (chain, silent) = (Arc::new(Scripted::default()), Arc::new(Scripted::default()));
+    let services = [("base", 8453, silent.clone() as Arc<dyn Chain>), ("ethereum", 1, chain.clone())];
+    let world = World::with_key_services(services, |_| ()).await;
+    let client = Client::of(&world).await;
+    let other = deploy_as(&world, &silent, &client, "web-two").await;
+    let cvm = deploy_at(&world, &chain, &client, "web-one", ("ETHEREUM", 1)).await;
+    let path = format!("/cvms/{}", other.uid);
+    hash(&client.header("x-auto-commit", "true").patch(&path, json!({ "public_logs": false })).await);
+    let begun = AppLog { next: 0, complete: false };
+    world.app.store.app_log_put(other.app, begun, Vec::new()).await.expect("stored");
+    silent.set_silent(true);
+    (world, chain, client, cvm)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_that_does_not_answer_holds_up_no_commits_of_another_one() {
+    let (world, chain, client, cvm) = beside_a_silent_chain().await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(auto_commit::run(world.app.clone(), stop.clone()));
+    // The other chain has been asked, and is waited for.
+    world.clock.sleep(EVERY + Duration::from_secs(1)).await;
+    let path = format!("/cvms/{}", cvm.uid);
+    let answer = client.header("x-auto-commit", "true").patch(&path, json!({ "public_logs": false })).await;
+    chain.allow_hash(cvm.app_id, hash(&answer));
+    world.clock.sleep(EVERY).await;
+    let approval = client.json(&format!("/approvals/{}", text(&detail(&answer, "approval_id")))).await;
+    assert_eq!(approval["state"], "committed");
+    stop.cancel();
+    running.await.expect("ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_that_does_not_answer_holds_up_no_logs_of_another_one() {
+    let (world, _, _, cvm) = beside_a_silent_chain().await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(allowance::run(world.app.clone(), stop.clone()));
+    world.clock.sleep(EVERY + Duration::from_secs(1)).await;
+    let begun = AppLog { next: 0, complete: false };
+    world.app.store.app_log_put(cvm.app, begun, Vec::new()).await.expect("stored");
+    world.clock.sleep(EVERY).await;
+    assert!(world.app.store.app_log(cvm.app).expect("reads").expect("begun").complete);
+    stop.cancel();
+    running.await.expect("ends");
 }
 
 #[tokio::test(start_paused = true)]
