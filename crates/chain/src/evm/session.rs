@@ -247,14 +247,14 @@ impl Session {
         Ok(State { standings: standings.collect(), block: head.block() })
     }
 
-    /// `patience` is when a transaction is no longer waited for.
+    /// `patience` is when a transaction, or a block more, is no longer waited for.
     pub(crate) async fn check(
         &self,
         head: Header,
         question: &Question,
         patience: Instant,
     ) -> Result<Verdict, Trouble> {
-        let Some(tx) = question.tx else { return self.check_state(head, question).await };
+        let Some(tx) = question.tx else { return self.check_state(head, question, patience).await };
         let mut torn = 0;
         loop {
             let next = Instant::now() + self.config.poll_every;
@@ -273,20 +273,35 @@ impl Session {
         }
     }
 
-    async fn check_state(&self, head: Header, question: &Question) -> Result<Verdict, Trouble> {
-        let state = self.state(head, &[subject(question)]).await?;
-        let standing = state.standings.first().copied().unwrap_or_default();
-        Ok(match standing {
-            Standing { now, .. } if !now.both() => Verdict::NotAllowed(now),
-            Standing { confirmed: false, .. } => {
-                let wanted = self.config.confirmations;
-                Verdict::NotYet(format!("the contract allows it only since fewer than {wanted} blocks"))
+    async fn check_state(
+        &self,
+        mut head: Header,
+        question: &Question,
+        patience: Instant,
+    ) -> Result<Verdict, Trouble> {
+        loop {
+            let next = Instant::now() + self.config.poll_every;
+            let state = self.state(head, &[subject(question)]).await?;
+            match state.standings.first().copied().unwrap_or_default() {
+                Standing { now, .. } if !now.both() => return Ok(Verdict::NotAllowed(now)),
+                Standing { confirmed: true, .. } => {
+                    let Block { number, hash } = state.block;
+                    return Ok(Verdict::Confirmed(Evidence {
+                        block: number,
+                        block_hash: hash,
+                        log_index: None,
+                    }));
+                }
+                Standing { confirmed: false, .. } if next > patience => {
+                    let wanted = self.config.confirmations;
+                    let why = format!("the contract allows it only since fewer than {wanted} blocks");
+                    return Ok(Verdict::NotYet(why));
+                }
+                Standing { confirmed: false, .. } => {}
             }
-            Standing { .. } => {
-                let Block { number, hash } = state.block;
-                Verdict::Confirmed(Evidence { block: number, block_hash: hash, log_index: None })
-            }
-        })
+            tokio::time::sleep_until(next).await;
+            head = self.head().await?;
+        }
     }
 
     async fn look(&self, question: &Question, tx: TxHash) -> Result<Look, Trouble> {

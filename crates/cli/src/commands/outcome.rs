@@ -6,7 +6,7 @@ use casemate_sdk::wire::{self, DryRun, PlanKind};
 use casemate_sdk::{Ask, Operation, PatchOutcome};
 use clap::Args;
 
-use super::approvals::{before_signing, ways as approval_ways};
+use super::approvals::{before_signing, is_of, ways as approval_ways};
 use super::changes::Texts;
 use super::signing::{Signing, chain_name, note_registered, note_signing};
 use crate::context::Context;
@@ -80,8 +80,15 @@ impl Change<'_> {
             let what =
                 format!("The contract {contract} has to allow the new compose hash 0x{}.", ask.compose_hash);
             if let Some(wallet) = signing.wallet(cx, &what)? {
-                if let Some(id) = &ask.approval_id {
-                    before_signing(&cx.client()?.approval(id).get().await?, typed)?;
+                match &ask.approval_id {
+                    Some(id) => {
+                        let shown = cx.client()?.approval(id).get().await?;
+                        is_of(&shown, &ask)?;
+                        before_signing(&shown, typed)?;
+                    }
+                    None => cx.out.warning(
+                        "this server does not show the text behind the compose hash: it is signed unread",
+                    ),
                 }
                 return self.signed(cx, &ask, &wallet, signing).await;
             }

@@ -178,12 +178,14 @@ async fn commit_one(app: &App, approval: &Approval, by: AutoBy) -> Result<()> {
         // It was allowed a moment ago; the next round looks again.
         Err(Error::Proof { check: ProofCheck::Contract | ProofCheck::Transaction, .. }) => Ok(()),
         Err(error) => {
-            let open = app.store.approval(approval.id)?;
-            if open.is_some_and(|approval| approval.state == ApprovalState::Open) {
-                return set(app, approval, Auto::NeedsAttention(error.to_string())).await;
+            let now = app.store.approval(approval.id)?;
+            if now.is_none_or(|now| now.state != ApprovalState::Open || now.auto != Some(by)) {
+                // Somebody else was quicker, or has switched it off.
+                return Ok(());
             }
-            // Somebody else was quicker.
-            Ok(())
+            let why = no_longer_may(app, approval, by)?;
+            set(app, approval, why.map_or_else(|| Auto::NeedsAttention(error.to_string()), Auto::Refused))
+                .await
         }
     }
 }

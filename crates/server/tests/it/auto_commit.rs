@@ -187,6 +187,39 @@ async fn a_chain_that_does_not_answer_holds_up_no_logs_of_another_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_switched_off_while_the_contract_is_asked_is_not_committed() {
+    let stage = Stage::start().await;
+    let second = stage.client.post("/keys", json!({ "name": "second", "scopes": "read,write" })).await;
+    let second = second.expect(201);
+    for revoked in [false, true] {
+        let client = stage.client.with_key(&text(&second["key"]));
+        let (asked, path) = ask(&stage, &client, json!({ "public_logs": false })).await;
+        stage.chain.allow_hash(stage.cvm.app_id, asked);
+        stage.chain.hold();
+        let meanwhile = async {
+            let questions = stage.chain.questions().len();
+            tokio::task::yield_now().await;
+            if revoked {
+                stage.client.delete(&format!("/keys/{}", text(&second["id"]))).await.expect(204);
+            } else {
+                let off = json!({ "enabled": false });
+                stage.client.post(&format!("{path}/auto-commit"), off).await.expect(200);
+            }
+            assert_eq!(stage.chain.questions().len(), questions, "it still waits");
+            stage.chain.let_go();
+        };
+        tokio::join!(once(&stage.world.app), meanwhile);
+        let approval = stage.client.json(&path).await;
+        assert_eq!(
+            (&approval["state"], &approval["auto_commit"]),
+            (&json!("open"), &json!(false)),
+            "{approval}"
+        );
+        assert_eq!(stage.now().open, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_busy_cvm_is_tried_again_and_one_that_is_off_stays_off() {
     let stage = Stage::start().await;
     let (asked, path) = ask(&stage, &stage.client, json!({ "public_logs": false })).await;
