@@ -54,10 +54,12 @@ async fn what_is_removed_before_it_is_deep_enough_is_not_committed() {
     site.act(Action::RemoveComposeHash(prepared.asked)).await;
     once(&site.world.app).await;
     assert_eq!(site.state(&prepared.path).await, "open");
-    // Back, but only since one block: that it was allowed three blocks ago does not count.
+    site.mine(2).await;
+    // Back, but only since one block.
     site.register(prepared.asked).await;
     once(&site.world.app).await;
-    once(&site.world.app).await;
+    assert_eq!(site.state(&prepared.path).await, "open");
+    site.assert_untouched(boots).await;
     site.mine(2).await;
     once(&site.world.app).await;
     assert_eq!(site.state(&prepared.path).await, "committed");
