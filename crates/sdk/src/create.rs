@@ -5,10 +5,11 @@ use std::fmt::Display;
 use casemate_types::compose::ComposeDoc;
 use casemate_types::env::EnvVar;
 use casemate_types::error::FieldError;
-use casemate_types::ids::{Address, AppId, CvmName};
+use casemate_types::ids::{Address, AppId, CvmName, VmUuid};
 use casemate_types::patch::{CvmCreate, CvmProvision, GpuPatch, Sparse};
 use casemate_types::wire;
 use reqwest::Method;
+use serde::Deserialize;
 
 use crate::call::{Call, Parsed, parsed};
 use crate::client::Client;
@@ -87,14 +88,26 @@ impl Create {
     /// has another compose hash; and what every request can fail with.
     pub async fn send(self) -> Result<Operation> {
         let call = self.client.call(Method::POST, ["cvms"]).json(&self.body);
-        let answer = call.idempotency_key(self.idempotency_key.as_deref()).answer().await?;
-        let vm: wire::Vm = answer.json()?;
-        let cvm = match vm.vm_uuid {
-            Some(uuid) => Cvm::new(self.client.clone(), uuid),
-            None => Cvm::new(self.client.clone(), &vm.id),
-        };
-        Ok(Operation::of(&answer, cvm, Target::Running))
+        created(&self.client, call.idempotency_key(self.idempotency_key.as_deref())).await
     }
+}
+
+/// Sends what makes a CVM; the operation is about that one.
+pub(crate) async fn created(client: &Client, call: Call) -> Result<Operation> {
+    /// What of the record is needed. Servers differ in the rest.
+    #[derive(Deserialize)]
+    struct Made {
+        id: wire::NumberOrString,
+        vm_uuid: Option<VmUuid>,
+    }
+
+    let answer = call.answer().await?;
+    let made: Made = answer.json()?;
+    let cvm = match made.vm_uuid {
+        Some(uuid) => Cvm::new(client.clone(), uuid),
+        None => Cvm::new(client.clone(), &made.id),
+    };
+    Ok(Operation::of(&answer, cvm, Target::Running))
 }
 
 /// Both steps at once, with sealed environment variables: [`Client::deploy`].

@@ -1,7 +1,8 @@
-//! `casemate cvms confirm` and `commit`: what follows the registration of a compose hash on chain.
+//! `casemate cvms is-allowed`, `confirm` and `commit`: what a contract says, and what follows the registration of a compose hash.
 
 use clap::Args;
 
+use crate::commands::apps::is_allowed_text;
 use crate::commands::outcome::{Change, Waiting};
 use crate::context::{self, Context};
 use crate::error::{AboutExt, Failure, Result};
@@ -54,10 +55,7 @@ pub(crate) struct Commit {
 
 impl Commit {
     pub(crate) async fn run(self, cx: &Context) -> Result<()> {
-        let token = match self.token.as_str() {
-            "-" => first_line()?,
-            token => token.to_owned(),
-        };
+        let token = token(&self.token)?;
         let settings = cx.settings()?;
         let anyone = context::client(&settings.url, None)?.cvm(&self.cvm);
         let operation = anyone.commit_update(token, &self.compose_hash, &self.transaction).send().await;
@@ -72,10 +70,51 @@ impl Commit {
     }
 }
 
-fn first_line() -> Result<String> {
+/// A token, as it was given.
+pub(super) fn token(given: &str) -> Result<String> {
+    if given != "-" {
+        return Ok(given.to_owned());
+    }
     let mut line = String::new();
     std::io::stdin()
         .read_line(&mut line)
         .map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
     Ok(line.trim().to_owned())
+}
+
+/// Ask the app's contract whether a CVM may boot
+///
+/// The hash that it has, on its device, unless others are named. Exit code 1 if the contract says no.
+#[derive(Args)]
+pub(crate) struct IsAllowed {
+    /// The CVM: its name, or any of its ids
+    #[arg(value_name = "CVM")]
+    cvm: String,
+    /// Another compose hash
+    #[arg(long, value_name = "HASH")]
+    compose_hash: Option<String>,
+    /// On the device of another node, by its number
+    #[arg(long, value_name = "N")]
+    node: Option<i64>,
+    /// On another device
+    #[arg(long, value_name = "ID", conflicts_with = "node")]
+    device_id: Option<String>,
+}
+
+impl IsAllowed {
+    pub(crate) async fn run(self, cx: &Context) -> Result<()> {
+        let mut question = cx.client()?.cvm(&self.cvm).is_allowed();
+        if let Some(hash) = &self.compose_hash {
+            question = question.compose_hash(hash);
+        }
+        if let Some(node) = self.node {
+            question = question.node(node);
+        }
+        if let Some(device) = &self.device_id {
+            question = question.device(device);
+        }
+        let answer = question.send().await.about_cvm(&self.cvm)?;
+        cx.out.result(&answer, is_allowed_text)?;
+        if answer.is_allowed { Ok(()) } else { Err(Failure::failed("the contract does not allow this")) }
+    }
 }
