@@ -29,10 +29,14 @@ pub(crate) struct ChainOptions {
     /// Blocks that a transaction has to be deep, itself included
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     confirmations: u64,
-    /// With anvil: what the chain calls itself. 8453 lets clients take it for Base
-    #[arg(long, default_value_t = 31337, value_name = "ID")]
-    chain_id: u64,
+    /// With anvil: what the chain calls itself. 8453 lets clients take it for Base. With a URL: what it has to be
+    /// [default: 31337 with anvil]
+    #[arg(long, value_name = "ID")]
+    chain_id: Option<u64>,
 }
+
+/// What an anvil is unless it shall be something else.
+const ANVIL_ID: u64 = 31337;
 
 #[derive(Clone, Debug, PartialEq)]
 enum Which {
@@ -82,15 +86,24 @@ impl ChainOptions {
             }
             (Which::At(url), Some(contract)) => {
                 let id = Node::chain_at(url.clone(), PATIENCE).await?;
-                let chain = DevChain::new(id, url.clone());
-                if !has_code(&chain, contract).await? {
-                    return Err(format!("there is no contract at 0x{contract} on chain {id}").into());
+                if let Some(wanted) = self.chain_id.filter(|wanted| *wanted != id) {
+                    return Err(format!("{} is of chain {id}, not {wanted}", url.host()).into());
                 }
+                let chain = DevChain::new(id, url.clone());
+                let address = checksummed(contract);
+                if !has_code(&chain, contract).await? {
+                    return Err(
+                        format!("--kms-contract: there is no contract at {address} on chain {id}").into()
+                    );
+                }
+                chain.allows_os_image(contract, [0; 32]).await.map_err(|error| {
+                    format!("--kms-contract: {address} on chain {id} is no key service's contract: {error}")
+                })?;
                 (chain, None, (contract, None))
             }
             (Which::Anvil, None) => {
                 let anvil = self.anvil(data).await?;
-                let chain = DevChain::new(self.chain_id, anvil.chain.rpc_url());
+                let chain = DevChain::new(anvil.chain.chain_id(), anvil.chain.rpc_url());
                 let contracts = contracts(&chain, data).await?;
                 (chain, Some(anvil), contracts)
             }
@@ -125,9 +138,10 @@ impl ChainOptions {
             .map_err(|error| format!("{error}; `make dev CHAIN=anvil` installs it"))?;
         std::fs::create_dir_all(data)?;
         // Kept with everything else: started again, it is the same chain.
-        let state = data.join(format!("anvil-{}.json", self.chain_id));
+        let id = self.chain_id.unwrap_or(ANVIL_ID);
+        let state = data.join(format!("anvil-{id}.json"));
         let state = state.to_str().ok_or("the data folder's name is not UTF-8")?;
-        Ok(Anvil::start(&program, self.chain_id, 0, &["--state", state, "--state-interval", "2"]).await?)
+        Ok(Anvil::start(&program, id, 0, &["--state", state, "--state-interval", "2"]).await?)
     }
 }
 

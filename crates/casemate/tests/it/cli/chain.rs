@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::process::{Output, Stdio};
 
+use casemate_chain::checksummed;
 use casemate_chain::dev::ACCOUNTS;
 use serde_json::{Value, json};
 
@@ -48,7 +49,8 @@ fn a_cloud_uses_a_chain_that_already_runs() {
     let owner = World::on_chain();
     let url = owner.variable("ETH_RPC_URL");
     let contracts = std::fs::read(owner.path().join(".casemate/contracts-8453.json")).unwrap();
-    let kms = serde_json::from_slice::<Value>(&contracts).unwrap()["kms"].as_str().unwrap().to_owned();
+    let contracts = serde_json::from_slice::<Value>(&contracts).unwrap();
+    let [kms, wallet] = ["kms", "wallet"].map(|name| contracts[name].as_str().unwrap());
 
     let refused = |options: &[&str], why: &str| {
         let mut world = World::empty();
@@ -56,6 +58,7 @@ fn a_cloud_uses_a_chain_that_already_runs() {
         world.serve(options).read_to_string(&mut said).unwrap();
         let log = std::fs::read_to_string(world.path().join("server.log")).unwrap();
         assert!(said.is_empty() && log.contains(why), "{options:?}: {said}{log}");
+        assert!(!world.path().join(".casemate/casemate.db").exists(), "{options:?}: something was started");
     };
     let chain = format!("--chain={url}");
     refused(&[&chain], "--kms-contract is needed with --chain URL");
@@ -67,19 +70,31 @@ fn a_cloud_uses_a_chain_that_already_runs() {
     let nobody = ACCOUNTS[0].address;
     refused(
         &[&chain, &format!("--kms-contract={nobody}")],
-        &format!("there is no contract at 0x{nobody} on chain 8453"),
+        &format!("there is no contract at {} on chain 8453", checksummed(nobody)),
     );
+    refused(&[&chain, &format!("--kms-contract={wallet}")], "on chain 8453 is no key service's contract");
+    refused(&[&chain, &format!("--kms-contract={kms}"), "--chain-id=1"], "is of chain 8453, not 1");
     let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let closed = format!("--chain=http://{}", deaf.local_addr().unwrap());
     drop(deaf);
     refused(&[&closed, &format!("--kms-contract={kms}")], "the chain does not answer");
 
-    let world = World::with(&[&chain, &format!("--kms-contract={kms}")]);
+    let world = World::with(&[&chain, &format!("--kms-contract={kms}"), "--chain-id=8453"]);
     assert_eq!(world.variable("ETH_RPC_URL"), url);
     world.file("owner.key", OWNER);
     world.file("app.yml", &compose("nginx:1"));
     let told = world.ok("deploy -n web-1 -c app.yml --kms base --private-key-file owner.key");
     assert_eq!(told, "web-1 is up.\n");
+}
+
+#[test]
+fn without_an_anvil_it_says_how_to_get_one() {
+    // The folder has no packages, and the environment names no folder with programs.
+    let world = World::empty();
+    let told = world.fails("dev --listen 127.0.0.1:0 --chain anvil", 1);
+    for way in ["ANVIL_BIN", "PATH", "@foundry-rs/anvil-linux-", "`make dev CHAIN=anvil` installs it"] {
+        assert!(told.contains(way), "{way}: {told}");
+    }
 }
 
 #[test]
