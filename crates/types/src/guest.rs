@@ -5,6 +5,8 @@
 //! big-endian, at most [`MAX_FRAME`]) and so many bytes of JSON, a [`Question`] there and an [`Answer`] back. The agent never
 //! speaks first, so a driver that was away misses nothing: it asks again.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -67,8 +69,8 @@ pub struct Question {
     pub ask: Ask,
 }
 
-/// A question.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A question. `Debug` does not show the secret of [`Ask::Keys`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ask {
     /// How far the guest is, and what runs in it: [`Report`].
@@ -94,6 +96,19 @@ pub enum Ask {
     Evidence,
     /// Stop the services and power off: [`Reply::Done`] at once.
     PowerOff,
+}
+
+impl fmt::Debug for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status => f.write_str("Status"),
+            Self::Keys { .. } => f.write_str("Keys(…)"),
+            Self::Stats => f.write_str("Stats"),
+            Self::Logs { service, from, limit } => write!(f, "Logs({service:?}, {from}, {limit})"),
+            Self::Evidence => f.write_str("Evidence"),
+            Self::PowerOff => f.write_str("PowerOff"),
+        }
+    }
 }
 
 /// What the agent answers.
@@ -242,4 +257,15 @@ pub struct Event {
     pub payload: String,
     /// SHA-384 that the register was extended with, in hex.
     pub digest: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_does_not_show_the_secret() {
+        let question = Question { id: 1, ask: Ask::Keys { env_secret: "5ec2e7".to_owned() } };
+        assert_eq!(format!("{question:?}"), "Question { id: 1, ask: Keys(…) }");
+    }
 }
