@@ -273,10 +273,8 @@ fn volumes(file: &Map<String, Value>) -> Result<BTreeSet<String>, String> {
     };
     let listed = mapping(value).map_err(|found| format!("`volumes` must be a mapping, not {found}"))?;
     for (name, fields) in listed {
-        if !is_volume_name(name) {
-            return Err(format!(
-                "volume `{name}` must have a name of at most 64 letters, digits, `_`, `.` and `-` that starts with a letter or a digit"
-            ));
+        if !is_name(name) {
+            return Err(format!("volume `{name}` {NAME_RULE}"));
         }
         match fields {
             Value::Null => {}
@@ -289,13 +287,20 @@ fn volumes(file: &Map<String, Value>) -> Result<BTreeSet<String>, String> {
     Ok(listed.keys().cloned().collect())
 }
 
-fn is_volume_name(name: &str) -> bool {
+/// Names become folders on the machine.
+const NAME_RULE: &str =
+    "must have a name of at most 64 letters, digits, `_`, `.` and `-` that starts with a letter or a digit";
+
+fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.as_bytes()[0].is_ascii_alphanumeric()
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 fn service(name: &str, fields: &Value, volumes: &BTreeSet<String>) -> Result<ServiceSpec, String> {
+    if !is_name(name) {
+        return Err(NAME_RULE.to_owned());
+    }
     let fields = mapping(fields).map_err(|found| format!("must be a mapping, not {found}"))?;
     only(fields, &SERVICE_KEYS)?;
     let get = |key: &str| fields.get(key).filter(|value| !value.is_null());

@@ -110,6 +110,10 @@ fn what_is_not_in_the_list_is_refused_by_name() {
         error,
         "`docker_compose_file`: `networks` is not supported on this node; supported: services, volumes, name, version"
     );
+    for name in ["..", "_web", &"x".repeat(65)] {
+        let error = runnable(&format!("services: {{{name}: {{image: w}}}}")).unwrap_err();
+        assert!(error.contains("must have a name of at most 64"), "{error}");
+    }
     let bash = ComposeDoc::from_value(json!({"runner": "bash", "bash_script": "true"})).unwrap();
     assert_eq!(bash.runnable().unwrap_err().field, "runner");
 }
