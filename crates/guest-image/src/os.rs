@@ -10,8 +10,17 @@ use crate::cpio::Tree;
 use crate::{Result, elf, make_folder, modules, read, sha256, write};
 
 /// Modules that the agent's work needs, beside what they depend on.
-const MODULES: [&str; 8] =
-    ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "qemu_fw_cfg", "button", "evdev", "overlay"];
+const MODULES: [&str; 9] = [
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "qemu_fw_cfg",
+    "button",
+    "evdev",
+    "overlay",
+    "veth",
+];
 
 /// What the kernel is told: little to say, nothing to wait for, and off (which a restart is, without one) if it panics.
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 audit=0 apparmor=0 cryptomgr.notests random.trust_cpu=on 8250.nr_uarts=1 i8042.noaux i8042.nokbd";

@@ -2,7 +2,7 @@
 //!
 //! It listens on port 8080 and says on `/` which version it is. `/memory` is what the machine has, in KiB. `/count` adds a line to a file
 //! in `/data`, where a volume may be, and says how many it has; `/data` says it without adding. `/env` are the names of the variables,
-//! `/env/NAME` SHA-256 of one's value. `/crash` ends it with code 7.
+//! `/env/NAME` SHA-256 of one's value. `/crash` ends it with code 7, after the answer.
 
 use std::io::Write;
 use std::path::Path;
@@ -111,7 +111,7 @@ fn server(version: &str) -> Vec<u8> {
          /data) body=$(count) ;;\n\
          /env) body=$(variables | cut -d= -f1 | sort) ;;\n\
          /env/*) body=$(variables | grep \"^${{path#/env/}}=\" | cut -d= -f2- | tr -d '\\n' | sha256sum | cut -d' ' -f1) ;;\n\
-         /crash) kill -USR1 1; body=crash ;;\n\
+         /crash) (sleep 0.2; kill -USR1 1) </dev/null >/dev/null 2>&1 & body=crash ;;\n\
          *) status='404 Not Found' body='not here' ;;\n\
          esac\n\
          printf 'HTTP/1.1 %s\\r\\nContent-Type: text/plain\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n%s\\n' \"${{status:-200 OK}}\" $((${{#body}} + 1)) \"$body\"\n"

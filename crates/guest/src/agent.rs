@@ -21,10 +21,11 @@ use crate::image::{Images, Process};
 use crate::logs::Log;
 use crate::measure::{EventLog, init_scripts};
 use crate::supervise::Service;
-use crate::{Doing, Result, bundle, channel, clock, disk, environment, forward, init, power, say, supervise};
+use crate::{
+    Doing, Result, bundle, channel, clock, disk, environment, forward, init, network, power, say, supervise,
+};
 
 const LOGS: &str = "/data/logs";
-const HOSTS: &str = "/run/hosts";
 
 /// The machine, as everybody in it sees it.
 pub(crate) struct Machine {
@@ -114,7 +115,8 @@ fn boot(machine: &Arc<Machine>) -> Result<()> {
     let name: String =
         config.name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(63).collect();
     rustix::system::sethostname(name.as_bytes()).doing("cannot set the host name")?;
-    network(&services)?;
+    network::machine()?;
+    network::containers(&services)?;
     machine.progress("mounting the data disk");
     disk::mount_data(&disk::by_serial(DATA_DISK)?)?;
 
@@ -138,15 +140,6 @@ fn boot(machine: &Arc<Machine>) -> Result<()> {
     run(machine, &services, &env)
 }
 
-/// The machine's network, and the services' names in it: they all share its addresses.
-fn network(services: &[ServiceSpec]) -> Result<()> {
-    let names: String = services.iter().map(|service| format!("127.0.0.1 {}\n", service.name)).collect();
-    fs::write(HOSTS, format!("127.0.0.1 localhost\n::1 localhost\n{names}"))
-        .doing("cannot write the hosts' names")?;
-    let commands = "ip link set lo up && if [ -e /sys/class/net/eth0 ]; then ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up && ip route add default via 10.0.2.2; fi";
-    supervise::script("network's set-up", commands, &[])
-}
-
 fn open_env(machine: &Machine, sealed: &str, document: &ComposeDoc) -> Result<Vec<EnvVar>> {
     let sealed = decode_blob(sealed).map_err(|error| format!("the sealed environment: {error}"))?;
     say!("waiting for keys");
@@ -166,7 +159,8 @@ fn run(machine: &Arc<Machine>, services: &[ServiceSpec], env: &[(String, String)
     let images = Images::open(&disk::by_serial(IMAGES_DISK)?)?;
     let mut unpacked: HashMap<&str, Process> = HashMap::new();
     for image in &machine.config.images {
-        if unpacked.contains_key(image.digest.as_str()) {
+        let is_used = services.iter().any(|service| service.image == image.reference);
+        if !is_used || unpacked.contains_key(image.digest.as_str()) {
             continue;
         }
         machine.progress(format!("unpacking the image {}", image.reference));
@@ -184,12 +178,12 @@ fn run(machine: &Arc<Machine>, services: &[ServiceSpec], env: &[(String, String)
         })?;
         machine.progress(format!("starting the service {}", spec.name));
         let root = image_root(digest.unwrap_or_default());
-        let bundle = bundle::make(&spec, process, &root, Path::new(HOSTS))?;
+        let bundle = bundle::make(&spec, process, &root)?;
         let log = Log::open(&Path::new(LOGS).join(&spec.name))
             .doing(format_args!("cannot open the log of `{}`", spec.name))?;
         let log = machine.begin(at, &spec.name, log, &bundle.stop_signal);
         for port in &spec.ports {
-            forward::start(*port)?;
+            forward::start(*port, network::address(at))?;
         }
         if machine.is_stopping() {
             return Err("the machine goes down".to_owned());

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::disk::DATA;
 use crate::image::Process;
-use crate::{Doing, Result, unpack};
+use crate::{Doing, Result, network, unpack};
 
 /// Roots of images, made anew at every boot.
 pub(crate) const IMAGES: &str = "/data/run/images";
@@ -46,12 +46,7 @@ const CAPABILITIES: [&str; 13] = [
 ];
 
 /// Makes a service's container out of its image. Variables are in their places by now.
-pub(crate) fn make(
-    service: &ServiceSpec,
-    image: &Process,
-    image_root: &Path,
-    hosts: &Path,
-) -> Result<Bundle> {
+pub(crate) fn make(service: &ServiceSpec, image: &Process, image_root: &Path) -> Result<Bundle> {
     let name = &service.name;
     let own = Path::new(SERVICES).join(name);
     let (root, upper, work) = (own.join("root"), own.join("upper"), own.join("work"));
@@ -88,7 +83,7 @@ pub(crate) fn make(
             json!({"destination": volume.target, "type": "bind", "source": source, "options": options}),
         );
     }
-    let config = config(name, &args, &env(service, image, name), &user, cwd, &root, volumes, hosts);
+    let config = config(name, &args, &env(service, image, name), &user, cwd, &root, volumes);
     let folder = Path::new(BUNDLES).join(name);
     fs::create_dir_all(&folder).doing(format_args!("cannot make {}", folder.display()))?;
     OpenOptions::new()
@@ -188,7 +183,6 @@ impl User {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the parts of one document, each used once")]
 fn config(
     name: &str,
     args: &[String],
@@ -197,7 +191,6 @@ fn config(
     cwd: &str,
     root: &Path,
     volumes: Vec<Value>,
-    hosts: &Path,
 ) -> Value {
     let able: &[&str] = if user.uid == 0 { &CAPABILITIES } else { &[] };
     let mut mounts = vec![
@@ -209,7 +202,7 @@ fn config(
         json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}),
         json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}),
         json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]}),
-        json!({"destination": "/etc/hosts", "type": "bind", "source": hosts, "options": ["rbind", "rprivate", "ro"]}),
+        json!({"destination": "/etc/hosts", "type": "bind", "source": network::HOSTS, "options": ["rbind", "rprivate", "ro"]}),
     ];
     mounts.extend(volumes);
     json!({
@@ -229,7 +222,9 @@ fn config(
         "mounts": mounts,
         "linux": {
             "cgroupsPath": format!("/services/{name}"),
-            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "cgroup"}],
+            "namespaces": [{"type": "network", "path": network::namespace(name)}, {"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "cgroup"}],
+            // In a network of its own a container may listen wherever it likes, as under docker.
+            "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},
             // No disk of the machine: crun adds the harmless devices.
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},
             "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"],
@@ -302,7 +297,7 @@ mod tests {
     fn only_root_gets_capabilities() {
         let config = |uid| {
             let user = User { uid, gid: 0, more: vec![] };
-            config("web", &[], &[], &user, "/", Path::new("/r"), vec![], Path::new("/h"))
+            config("web", &[], &[], &user, "/", Path::new("/r"), vec![])
         };
         assert_eq!(config(1000)["process"]["capabilities"]["effective"], json!([]));
         assert_eq!(config(0)["process"]["capabilities"]["effective"], json!(CAPABILITIES));

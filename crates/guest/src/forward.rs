@@ -1,6 +1,4 @@
-//! Ports that containers publish under another number.
-//!
-//! Containers share the machine's network, so a port that is published under its own number needs nothing.
+//! Ports that containers publish: the machine listens, and carries what comes to the container.
 
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -16,10 +14,7 @@ use crate::{Doing, Result, say};
 const MAX_CONNECTIONS: usize = 256;
 
 /// Listens on the published port and carries what comes to the container's.
-pub(crate) fn start(port: Port) -> Result<()> {
-    if port.published == port.target {
-        return Ok(());
-    }
+pub(crate) fn start(port: Port, container: Ipv4Addr) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port.published))
         .doing(format_args!("cannot listen on port {}", port.published))?;
     let open = Arc::new(AtomicUsize::new(0));
@@ -32,7 +27,7 @@ pub(crate) fn start(port: Port) -> Result<()> {
             let open = open.clone();
             thread::spawn(move || {
                 // A container that does not listen ends the connection, as it would without us.
-                let _ = carry(&client, port.target);
+                let _ = carry(&client, (container, port.target));
                 open.fetch_sub(1, Ordering::Relaxed);
             });
         }
@@ -41,8 +36,8 @@ pub(crate) fn start(port: Port) -> Result<()> {
     Ok(())
 }
 
-fn carry(client: &TcpStream, target: u16) -> io::Result<()> {
-    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, target))?;
+fn carry(client: &TcpStream, target: (Ipv4Addr, u16)) -> io::Result<()> {
+    let server = TcpStream::connect(target)?;
     let one_way = |mut from: &TcpStream, mut to: &TcpStream| {
         let _ = io::copy(&mut from, &mut to);
         let _ = to.shutdown(Shutdown::Write);
@@ -65,7 +60,7 @@ mod tests {
         let target = server.local_addr().unwrap().port();
         // A port that was free a moment ago.
         let published = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        start(Port { published, target }).unwrap();
+        start(Port { published, target }, Ipv4Addr::LOCALHOST).unwrap();
         let mut client = TcpStream::connect(("127.0.0.1", published)).unwrap();
         client.write_all(b"question").unwrap();
         client.shutdown(Shutdown::Write).unwrap();

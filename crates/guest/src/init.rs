@@ -47,6 +47,12 @@ fn start() -> Result<Pid> {
             Err(error) => say!("module {path} did not load: {error}"),
         }
     }
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    if release.lines().any(|line| line == "VARIANT_ID=dev")
+        && let Err(error) = Command::new("/bin/busybox").args(["setsid", "cttyhack", "sh"]).spawn()
+    {
+        say!("no shell: {error}");
+    }
     let agent = Command::new("/proc/self/exe")
         .arg("agent")
         .stdin(Stdio::null())

@@ -12,6 +12,7 @@
 //! | [`environment`] | the sealed environment, opened |
 //! | [`disk`], [`image`], [`unpack`] | disks by serial number; images on one of them; their layers made into a root |
 //! | [`bundle`], [`supervise`], [`logs`], [`forward`] | a container's configuration; its life; its output; its ports |
+//! | [`network`] | the machine's network, and one for each container |
 //! | [`power`], [`stats`] | the way down; what the machine uses |
 
 mod agent;
@@ -25,6 +26,7 @@ mod image;
 mod init;
 mod logs;
 mod measure;
+mod network;
 mod power;
 mod stats;
 mod supervise;

@@ -299,12 +299,20 @@ mod tests {
         assert!(apply(&root, &[file("../out/file", "x")]).is_err());
         assert!(apply(&root, &[file("a/../../out/file", "x")]).is_err());
         assert!(apply(&root, &[file("a/.wh...", "x")]).is_err());
-        // Links are followed as if the root were `/`.
+        // Links are followed as if the root were `/`; one that leads nowhere there leads nowhere.
+        let out_inside = entry(EntryType::Directory, "out/", "", b"");
         apply(
             &root,
-            &[link("rel", "../out"), file("rel/file", "x"), link("abs", &out), file("abs/file", "x")],
+            &[
+                out_inside,
+                link("rel", "../out"),
+                file("rel/file", "x"),
+                link("abs", "/out"),
+                file("abs/two", "x"),
+            ],
         )
         .unwrap();
+        assert!(apply(&root, &[link("away", &out), file("away/file", "x")]).is_err());
         apply(&root, &[file("/absolute", "x"), link("file", "/secret"), file("file", "x")]).unwrap();
         assert!(apply(&root, &[entry(EntryType::Link, "steal", "../secret", b"")]).is_err());
         assert!(
@@ -315,6 +323,6 @@ mod tests {
         assert_eq!(names(&around.path().join("out")), [""; 0], "nothing was written outside");
         assert_eq!(fs::read_to_string(around.path().join("secret")).unwrap(), "secret");
         assert_eq!(fs::read_to_string(root.join("out/file")).unwrap(), "x", "but in the root");
-        assert!(root.join("absolute").exists());
+        assert!(root.join("out/two").exists() && root.join("absolute").exists());
     }
 }

@@ -192,14 +192,23 @@ pub(crate) struct Vm<'a> {
 impl Vm<'_> {
     /// Asks, and waits for the answer; answers to earlier questions are passed over.
     pub(crate) fn ask(&mut self, ask: Ask) -> Reply {
-        self.try_ask(ask).unwrap_or_else(|error| panic!("no answer: {error}\n{}", self.disks.serial()))
+        self.try_ask(ask, PATIENCE)
+            .unwrap_or_else(|error| panic!("no answer: {error}\n{}", self.disks.serial()))
     }
 
-    fn try_ask(&mut self, ask: Ask) -> io::Result<Reply> {
+    /// A report, if the agent answers soon.
+    pub(crate) fn try_report(&mut self) -> Option<Report> {
+        match self.try_ask(Ask::Status, Duration::from_secs(3)) {
+            Ok(Reply::Status(report)) => Some(*report),
+            _ => None,
+        }
+    }
+
+    fn try_ask(&mut self, ask: Ask, at_most: Duration) -> io::Result<Reply> {
         self.asked += 1;
         let question = serde_json::to_vec(&Question { id: self.asked, ask })?;
         let agent = self.agent.as_mut().expect("connected when it was started");
-        agent.set_read_timeout(Some(PATIENCE))?;
+        agent.set_read_timeout(Some(at_most))?;
         agent.write_all(&[&(question.len() as u32).to_be_bytes()[..], &question].concat())?;
         loop {
             let mut length = [0; 4];
