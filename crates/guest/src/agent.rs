@@ -119,6 +119,12 @@ fn boot(machine: &Arc<Machine>) -> Result<()> {
     network::containers(&services)?;
     machine.progress("mounting the data disk");
     disk::mount_data(&disk::by_serial(DATA_DISK)?)?;
+    // From now on what earlier boots wrote can be read, whatever becomes of this one.
+    for service in &services {
+        let log = Log::open(&Path::new(LOGS).join(&service.name));
+        let log = log.doing(format_args!("cannot open the log of `{}`", service.name))?;
+        machine.know().logs.insert(service.name.clone(), Arc::new(log));
+    }
 
     let vars = match &config.sealed_env {
         Some(sealed) => open_env(machine, sealed, &document)?,
@@ -127,7 +133,7 @@ fn boot(machine: &Arc<Machine>) -> Result<()> {
     machine.know().events.system(config, &document);
     let env: Vec<(String, String)> = vars.iter().map(|var| (var.key.clone(), var.value.clone())).collect();
     if let Some(text) = &config.user_config {
-        fs::write("/run/user_config", text).doing("cannot write the user config")?;
+        fs::write(bundle::USER_CONFIG, text).doing("cannot write the user config")?;
     }
     for script in init_scripts(&document) {
         machine.progress("running the init script");
@@ -179,9 +185,8 @@ fn run(machine: &Arc<Machine>, services: &[ServiceSpec], env: &[(String, String)
         machine.progress(format!("starting the service {}", spec.name));
         let root = image_root(digest.unwrap_or_default());
         let bundle = bundle::make(&spec, process, &root)?;
-        let log = Log::open(&Path::new(LOGS).join(&spec.name))
-            .doing(format_args!("cannot open the log of `{}`", spec.name))?;
-        let log = machine.begin(at, &spec.name, log, &bundle.stop_signal);
+        machine.know().signals[at] = bundle.stop_signal.clone();
+        let log = machine.log(&spec.name).ok_or("a service without a log")?;
         for port in &spec.ports {
             forward::start(*port, network::address(at))?;
         }
@@ -314,14 +319,6 @@ impl Machine {
             .iter()
             .find(|image| image.reference == reference)
             .map(|image| image.digest.as_str())
-    }
-
-    fn begin(&self, at: usize, service: &str, log: Log, stop_signal: &str) -> Arc<Log> {
-        let log = Arc::new(log);
-        let mut known = self.know();
-        known.logs.insert(service.to_owned(), log.clone());
-        known.signals[at] = stop_signal.to_owned();
-        log
     }
 
     /// A container's process is there, or was for a moment.

@@ -2,8 +2,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use casemate_types::compose::ServiceSpec;
 use rustix::mount::{MountFlags, mount};
@@ -19,6 +21,12 @@ pub(crate) const IMAGES: &str = "/data/run/images";
 pub(crate) const SERVICES: &str = "/data/run/services";
 /// Configurations, in memory only: they have the opened environment.
 pub(crate) const BUNDLES: &str = "/run/bundles";
+
+/// The free text for the app; there only if there is one.
+pub(crate) const USER_CONFIG: &str = "/run/user_config";
+/// Where containers find it, as under dstack.
+const USER_CONFIG_INSIDE: &str = "/dstack/user_config";
+const VOLUMES: &str = "volumes";
 
 /// A container that is ready to run.
 #[derive(Debug, Clone)]
@@ -75,8 +83,8 @@ pub(crate) fn make(service: &ServiceSpec, image: &Process, image_root: &Path) ->
         .doing(format_args!("service `{name}`: cannot make its folder {cwd}"))?;
     let mut volumes = Vec::new();
     for volume in &service.volumes {
-        let source = Path::new(DATA).join("volumes").join(&volume.volume);
-        fs::create_dir_all(&source).doing(format_args!("cannot make volume `{}`", volume.volume))?;
+        let source = make_volume(&volume.volume, &root, &volume.target)
+            .doing(format_args!("cannot make volume `{}`", volume.volume))?;
         let options: &[&str] =
             if volume.read_only { &["rbind", "rprivate", "ro"] } else { &["rbind", "rprivate"] };
         volumes.push(
@@ -95,6 +103,32 @@ pub(crate) fn make(service: &ServiceSpec, image: &Process, image_root: &Path) ->
         .and_then(|mut file| file.write_all(config.to_string().as_bytes()))
         .doing(format_args!("cannot write the configuration of `{name}`"))?;
     Ok(Bundle { folder, stop_signal: image.stop_signal.clone() })
+}
+
+/// The folder of a volume. A new one begins as what the image has at its place, owner and rights included, so that a user
+/// of the image's own finds it usable.
+fn make_volume(name: &str, root: &Path, target: &str) -> Result<PathBuf> {
+    let volumes = Path::new(DATA).join(VOLUMES);
+    let (folder, fresh) = (volumes.join(name), volumes.join(format!(".{name}.new")));
+    if folder.exists() {
+        return Ok(folder);
+    }
+    // Filled beside it and renamed, so that a machine that dies in between begins again.
+    let _ = fs::remove_dir_all(&fresh);
+    fs::create_dir_all(&fresh).doing("cannot make its folder")?;
+    if let Ok(image) = unpack::open(root, target.trim_start_matches('/'))
+        && image.metadata().is_ok_and(|image| image.is_dir())
+    {
+        // By handle: the path may have links, which were followed as the container would.
+        let from = format!("/proc/{}/fd/{}/.", std::process::id(), image.as_raw_fd());
+        let copied = Command::new("/bin/busybox").args(["cp", "-a", &from]).arg(&fresh).status();
+        let copied = copied.doing("cannot copy what the image has there")?;
+        if !copied.success() {
+            return Err("cannot copy what the image has there".to_owned());
+        }
+    }
+    fs::rename(&fresh, &folder).doing("cannot rename its folder")?;
+    Ok(folder)
 }
 
 /// The process's words. An entrypoint of the file's own leaves the image's command out.
@@ -204,6 +238,9 @@ fn config(
         json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]}),
         json!({"destination": "/etc/hosts", "type": "bind", "source": network::HOSTS, "options": ["rbind", "rprivate", "ro"]}),
     ];
+    if Path::new(USER_CONFIG).exists() {
+        mounts.push(json!({"destination": USER_CONFIG_INSIDE, "type": "bind", "source": USER_CONFIG, "options": ["rbind", "rprivate", "ro"]}));
+    }
     mounts.extend(volumes);
     json!({
         "ociVersion": "1.0.2",

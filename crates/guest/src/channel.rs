@@ -72,7 +72,9 @@ fn reply(machine: &Arc<Machine>, ask: Ask) -> Reply {
             Some(log) => log
                 .lines(from, limit)
                 .map_or_else(|error| Reply::Error(format!("cannot read the log: {error}")), Reply::Logs),
-            None => Reply::Error(format!("there is no service `{service}`, or it has not begun")),
+            None => {
+                Reply::Error(format!("there is no service `{service}`, or the data disk is not there yet"))
+            }
         },
         Ask::Evidence => Reply::Evidence(Box::new(machine.evidence())),
         Ask::PowerOff => {

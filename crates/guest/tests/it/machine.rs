@@ -12,6 +12,7 @@ use casemate_types::guest::{
     AGENT_PORT, Answer, Ask, BOOT_CONFIG, BootConfig, DATA_DISK, IMAGES_DISK, ImageRef, Phase, Question,
     Reply, Report,
 };
+use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -60,6 +61,12 @@ pub(crate) fn config_of(boot: u64, compose: &str) -> BootConfig {
 #[expect(clippy::disallowed_methods, reason = "real machines take real time")]
 fn now() -> Instant {
     Instant::now()
+}
+
+/// Is it a time of this minute?
+#[expect(clippy::disallowed_methods, reason = "a real machine has a real clock")]
+pub(crate) fn is_recent(at: Timestamp) -> bool {
+    at.duration_until(Timestamp::now()).abs() < SignedDuration::from_secs(60)
 }
 
 /// Looks again and again until there is something.
@@ -122,13 +129,17 @@ impl Disks {
 
     /// Starts a machine with these disks; `ports` of it are reached from here.
     pub(crate) fn boot(&self, config: &BootConfig, ports: &[u16]) -> Vm<'_> {
+        self.boot_image("casemate-0.1.0", config, ports)
+    }
+
+    pub(crate) fn boot_image(&self, image: &str, config: &BootConfig, ports: &[u16]) -> Vm<'_> {
         let path = |name: &str| self.folder.path().join(name);
         let (agent, monitor) = (path("agent"), path("monitor"));
         for socket in [&agent, &monitor] {
             let _ = fs::remove_file(socket);
         }
         fs::write(path("boot.json"), serde_json::to_vec(config).expect("JSON")).expect("a file");
-        let image = made().join("images/casemate-0.1.0");
+        let image = made().join("images").join(image);
         let metadata = fs::read(image.join("metadata.json")).expect("metadata");
         let metadata: serde_json::Value = serde_json::from_slice(&metadata).expect("JSON");
         let mut network = "user,id=n0,restrict=on".to_owned();

@@ -5,14 +5,16 @@ use casemate_types::guest::{Ask, Container, Phase, Reply};
 use serde_json::json;
 use sha2::{Digest, Sha256, Sha384};
 
-use crate::machine::{Disks, Vm, config, config_of, wait_for, web};
+use std::time::Duration;
+
+use crate::machine::{Disks, Vm, config, config_of, is_recent, wait_for, web};
 
 const SECRET: [u8; 32] = [7; 32];
 
 fn sealed(vars: &[(&str, &str)]) -> Option<String> {
     let key = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(SECRET)).to_bytes();
     let vars: Vec<EnvVar> = vars.iter().map(|(key, value)| EnvVar::new(*key, *value)).collect();
-    Some(hex::encode(env::seal(&key, &vars, [9; 32], [1; 12]).unwrap()))
+    Some(hex::encode(env::seal(&key, &vars, [9; 32], [1; 12]).expect("a good key")))
 }
 
 fn keys() -> Ask {
@@ -30,7 +32,7 @@ fn texts(vm: &mut Vm<'_>, service: &str, from: u64) -> (Vec<String>, u64) {
 fn replayed(events: &[casemate_types::guest::Event]) -> String {
     let mut register = [0; 48];
     for event in events {
-        let payload = hex::decode(&event.payload).unwrap();
+        let payload = hex::decode(&event.payload).expect("hex");
         let text = [&0x0800_0001_u32.to_le_bytes()[..], b":", event.name.as_bytes(), b":", &payload].concat();
         let digest = Sha384::digest(text);
         assert_eq!(event.digest, hex::encode(digest));
@@ -65,11 +67,12 @@ fn vm_lives_through_an_update() {
     assert_eq!(report.user_config_sha256, Some(hex::encode(Sha256::digest("free text"))));
     let blob = hex::decode(first.sealed_env.as_ref().unwrap()).unwrap();
     assert_eq!(report.sealed_env_sha256, Some(hex::encode(Sha256::digest(blob))));
-    let Container { running: true, exit_code: None, restarts: 0, started_at: Some(_), .. } =
+    let Container { running: true, exit_code: None, restarts: 0, started_at: Some(at), .. } =
         report.containers[0]
     else {
         panic!("{report:?}")
     };
+    assert!(is_recent(at), "{at}");
     assert_eq!(report.containers[0].digest, web("1").digest);
 
     assert_eq!(vm.get(80, "/"), "web 1");
@@ -98,10 +101,14 @@ fn vm_lives_through_an_update() {
 
     let mut second = config(2, &yaml("2"), &["TOKEN"]);
     second.sealed_env = sealed(&[("TOKEN", "other")]);
-    let mut vm = disks.boot(&second, &[80]);
+    let mut vm = disks.boot_image("casemate-0.2.0", &second, &[80]);
     assert_eq!(vm.settled().phase, Phase::WaitsForKeys);
+    let (lines, _) = texts(&mut vm, "web", 0);
+    assert_eq!(lines[0], "web 1 listens on port 8080", "what earlier boots wrote, before this one writes");
     vm.ask(keys());
     vm.done();
+    let Reply::Stats(stats) = vm.ask(Ask::Stats) else { panic!("no stats") };
+    assert_eq!(stats.os, "Casemate guest 0.2.0");
     assert_eq!(vm.get(80, "/"), "web 2");
     assert_eq!(vm.get(80, "/data"), "2", "a volume survives");
     assert_eq!(vm.get(80, "/env/TOKEN"), hex::encode(Sha256::digest("other")));
@@ -256,4 +263,65 @@ fn vm_answers_whoever_comes_next() {
     vm.reconnect();
     let report = wait_for("an answer", || vm.try_report());
     assert_eq!(report.phase, Phase::Done);
+}
+
+#[test]
+fn vm_keeps_its_containers_in() {
+    let look = "mknod /disk b 254 0 && head -c 1 /disk; chroot / true; ls /data; ps | grep -c '[g]uest'; cat /dstack/user_config; \
+                ls -ld /volume | cut -c1-10; stat -c %u /volume; echo x >/volume/file && echo written; echo x >/readonly/file; cut -d: -f1 /etc/group";
+    let yaml = json!({
+        "services": {"web": {
+            "image": "web:1",
+            "entrypoint": ["sh", "-c", format!("({look}) 2>&1; exec sleep 1000")],
+            "volumes": ["mine:/volume", "mine:/readonly:ro", "etc:/etc"],
+        }},
+        "volumes": {"mine": null, "etc": {}},
+    });
+    let disks = Disks::new();
+    let mut config = config(1, &yaml.to_string(), &[]);
+    config.user_config = Some("free text\n".to_owned());
+    let mut vm = disks.boot(&config, &[]);
+    vm.done();
+    let lines = wait_for("the log", || {
+        let (lines, _) = texts(&mut vm, "web", 0);
+        (lines.len() >= 10).then_some(lines)
+    });
+    let wanted = [
+        "head: /disk: Operation not permitted",
+        "chroot: can't change root directory to '/': Operation not permitted",
+        "0",
+        "free text",
+        "drwxr-xr-x",
+        "0",
+        "written",
+        "sh: can't create /readonly/file: Read-only file system",
+        // A new volume begins as what the image has there.
+        "root",
+        "web",
+    ];
+    assert_eq!(lines, wanted);
+    // As process 1 of its container, sleep does not hear what asks it to end.
+    assert_eq!(vm.ask(Ask::PowerOff), Reply::Done);
+    assert_eq!(vm.report().phase, Phase::Stopping);
+    let took = vm.off();
+    assert!((Duration::from_secs(9)..Duration::from_secs(20)).contains(&took), "{took:?}");
+}
+
+#[test]
+fn vm_ends_with_its_agent() {
+    let disks = Disks::new();
+    let script = "echo before; kill -9 $PPID; sleep 100";
+    let compose =
+        json!({"docker_compose_file": "services: {web: {image: 'web:1'}}", "pre_launch_script": script});
+    disks.boot(&config_of(1, &compose.to_string()), &[]).off();
+    let serial = disks.serial();
+    assert!(serial.contains("casemate: the agent was ended by signal 9; the machine goes down"), "{serial}");
+
+    // Nor does one that waits for keys have to be killed.
+    let mut waits = config(2, "services: {web: {image: 'web:1'}}", &["A"]);
+    waits.sealed_env = sealed(&[("A", "1")]);
+    let mut vm = disks.boot(&waits, &[]);
+    assert_eq!(vm.settled().phase, Phase::WaitsForKeys);
+    vm.press_power();
+    vm.off();
 }
