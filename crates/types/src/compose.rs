@@ -6,6 +6,8 @@
 
 mod check;
 mod normalise;
+mod services;
+mod substitute;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -13,6 +15,10 @@ use serde_json::{Map, Value};
 use crate::error::FieldError;
 pub use check::{MAX_COMPOSE_BYTES, MAX_DEPTH};
 pub use normalise::{Altered, Normalised};
+pub use services::{
+    Command, FILE_KEYS, Key, Port, Restart, SERVICE_KEYS, ServiceSpec, VolumeMount, start_order,
+};
+pub use substitute::substitute;
 
 /// Why a document is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -336,5 +342,7 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
+#[cfg(test)]
+mod services_tests;
 #[cfg(test)]
 mod tests;

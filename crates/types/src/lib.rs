@@ -7,6 +7,7 @@
 //! | [`ids`] | app, instance and machine ids, the [`CvmRef`](ids::CvmRef) of a path, CVM names |
 //! | [`compose`] | the app-compose document, its checks and the text that is hashed |
 //! | [`mod@env`] | environment variables, sealed for one app |
+//! | [`guest`] | what a driver and the agent inside a machine say to each other |
 //! | [`version`] | the dated API versions |
 //! | [`patch`] | request bodies, read leniently, refused precisely |
 //! | [`wire`] | answer bodies |
@@ -15,6 +16,7 @@
 pub mod compose;
 pub mod env;
 pub mod error;
+pub mod guest;
 pub mod ids;
 mod open_enum;
 pub mod patch;

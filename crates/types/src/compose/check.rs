@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_saphyr::{Location, Options, Spanned, UserMessageFormatter};
 
@@ -213,12 +213,16 @@ fn limits() -> Options {
     }
 }
 
-fn services_of(yaml: &str) -> Result<Vec<Service>, ComposeError> {
-    let Mapping(file) =
-        serde_saphyr::from_str_with_options::<Mapping<File>>(yaml, limits()).map_err(|error| {
-            let reason = error.render_with_formatter(&UserMessageFormatter);
-            invalid(COMPOSE_FILE, format!("`{COMPOSE_FILE}` is not a usable docker-compose file: {reason}"))
-        })?;
+/// Reads YAML within [`limits`].
+pub(super) fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, ComposeError> {
+    serde_saphyr::from_str_with_options(text, limits()).map_err(|error| {
+        let reason = error.render_with_formatter(&UserMessageFormatter);
+        invalid(COMPOSE_FILE, format!("`{COMPOSE_FILE}` is not a usable docker-compose file: {reason}"))
+    })
+}
+
+fn services_of(text: &str) -> Result<Vec<Service>, ComposeError> {
+    let Mapping(file) = yaml::<Mapping<File>>(text)?;
     match file.services {
         None => Err(invalid(COMPOSE_FILE, format!("`{COMPOSE_FILE}` must have `services`"))),
         Some(services) if services.value.0.is_empty() => {
