@@ -46,7 +46,7 @@ pub(crate) fn is_of(detail: &ApprovalDetail, ask: &ApprovalNeeded) -> Result<()>
     let approval = &detail.approval;
     let same = approval.compose_hash == ask.compose_hash
         && approval.app_id == ask.app_id
-        && detail.device_id.to_string() == ask.device_id.to_string();
+        && detail.device_id.to_string() == ask.device_id;
     match same {
         true => Ok(()),
         false => Err(Failure::failed(
