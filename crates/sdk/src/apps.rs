@@ -24,8 +24,8 @@ use crate::update::too_long;
 /// # async fn example(client: casemate_sdk::Client) -> casemate_sdk::Result<()> {
 /// let app = client.app("0x3f1c0a9b7d5e4c2a8b6d0e1f2a3b4c5d6e7f8091");
 /// for hash in app.allowed().await?.items {
-///     if !hash.in_use {
-///         println!("{} can still boot; {} takes it back", hash.compose_hash, hash.removal.data);
+///     if let Some(call) = hash.removal {
+///         println!("{} can still boot; {} takes it back", hash.compose_hash, call.data);
 ///     }
 /// }
 /// # Ok(())
