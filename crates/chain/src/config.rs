@@ -84,6 +84,13 @@ pub enum RpcUrlError {
     Scheme,
 }
 
+/// Is this the URL of something on this machine? Then no proxy leads to it, and nobody can listen on the way.
+pub fn is_local(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
 impl RpcUrl {
     /// The whole address, keys and all.
     pub(crate) fn secret(&self) -> &Url {
@@ -92,9 +99,7 @@ impl RpcUrl {
 
     /// Is the node on this machine? Then no proxy leads to it.
     pub(crate) fn is_local(&self) -> bool {
-        let host = self.0.host_str().unwrap_or_default();
-        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        is_local(&self.0)
     }
 
     /// What a node said, fit to be shown: short, on one line, and without any part of the address that may be a key.

@@ -60,6 +60,15 @@ impl Script {
     }
 }
 
+/// Has `app` in the set, or not.
+fn put(set: &mut HashSet<AppId>, app: AppId, there: bool) {
+    if there {
+        set.insert(app);
+    } else {
+        set.remove(&app);
+    }
+}
+
 fn block(number: u64) -> Block {
     let mut hash = [1; 32];
     hash[24..].copy_from_slice(&number.to_be_bytes());
@@ -120,11 +129,7 @@ impl Scripted {
     /// The contract allows any device from now on, or only listed ones.
     pub fn set_allow_any_device(&self, app: AppId, any: bool) {
         let mut script = self.script();
-        if any {
-            script.any_device.insert(app);
-        } else {
-            script.any_device.remove(&app);
-        }
+        put(&mut script.any_device, app, any);
         script.report(app, What::AnyDevice(any), None);
     }
 
@@ -185,22 +190,12 @@ impl Scripted {
 
     /// From now on nobody can make sense of what this app's contract says, or can again.
     pub fn set_odd(&self, app: AppId, odd: bool) {
-        let mut script = self.script();
-        if odd {
-            script.odd.insert(app)
-        } else {
-            script.odd.remove(&app)
-        };
+        put(&mut self.script().odd, app, odd);
     }
 
     /// From now on what this app's contract allows has too few confirmations, or has enough again.
     pub fn set_shallow(&self, app: AppId, shallow: bool) {
-        let mut script = self.script();
-        if shallow {
-            script.shallow.insert(app)
-        } else {
-            script.shallow.remove(&app)
-        };
+        put(&mut self.script().shallow, app, shallow);
     }
 
     /// From now on every [`Question`] waits until [`Scripted::let_go`].

@@ -273,7 +273,7 @@ fn kms_service(
         )
     };
     let url: reqwest::Url = given.parse().map_err(|_| wrong())?;
-    let local = crate::kms::is_local(&url);
+    let local = casemate_chain::is_local(&url);
     let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
     if !bare || url.path() != "/" || url.fragment().is_some() {
         return Err(wrong());

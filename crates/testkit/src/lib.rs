@@ -19,7 +19,7 @@ use casemate_server::cvm::state::Cvm;
 use casemate_server::driver::Driver;
 use casemate_server::driver::sim::{Sim, SimConfig};
 use casemate_server::error::Result;
-use casemate_server::store::{CvmFilter, Durability, Store, WriterMode};
+use casemate_server::store::{Claimed, CvmFilter, Durability, Store, Work, WriterMode};
 use casemate_server::workflow::operation::{Kind, Operation, StepName};
 use casemate_server::workflow::update::{Outcome, Request};
 use casemate_server::workflow::worker::{self, LEASE, Moment, NoProbe, Probe};
@@ -195,6 +195,16 @@ impl World {
         self.app.store.operation(self.actor.workspace_id, id).expect("the operation is there")
     }
 
+    /// Claims what is due, at most `limit` operations.
+    pub async fn claim(&self, limit: usize) -> Vec<Work> {
+        self.claimed(limit).await.work
+    }
+
+    async fn claimed(&self, limit: usize) -> Claimed {
+        let now = self.clock.now();
+        self.app.store.operation_claim(None, now, now + LEASE, limit).await.expect("claims")
+    }
+
     /// Works until nothing is open any more.
     pub async fn settle(&self) {
         self.settle_with(&NoProbe).await;
@@ -205,7 +215,7 @@ impl World {
         // Far more rounds than any run needs: a run that does not end is a failure and not a hang.
         for _ in 0..10_000 {
             let now = self.clock.now();
-            let claimed = self.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims");
+            let claimed = self.claimed(64).await;
             if claimed.work.is_empty() {
                 let Some(due) = claimed.next else { return };
                 let wait = Duration::try_from(due.duration_since(now)).unwrap_or_default();
@@ -366,15 +376,7 @@ impl Probe for Interrupter<'_> {
                 let world = self.world;
                 if world.operation(operation.id).state.is_open() {
                     world.clock.sleep(LEASE).await;
-                    let now = world.clock.now();
-                    for work in world
-                        .app
-                        .store
-                        .operation_claim(None, now, now + LEASE, 64)
-                        .await
-                        .expect("claims")
-                        .work
-                    {
+                    for work in world.claim(64).await {
                         Box::pin(worker::carry(&world.app, work, &OneStep)).await;
                     }
                 }

@@ -254,11 +254,15 @@ impl Session {
         question: &Question,
         patience: Instant,
     ) -> Result<Verdict, Trouble> {
-        let Some(tx) = question.tx else { return self.check_state(head, question, patience).await };
-        let mut torn = 0;
+        let (mut torn, mut first) = (0, Some(head));
         loop {
             let next = Instant::now() + self.config.poll_every;
-            match self.look(question, tx).await? {
+            let look = match (question.tx, first.take()) {
+                (Some(tx), _) => self.look(question, tx).await?,
+                (None, Some(head)) => self.look_at_state(head, question).await?,
+                (None, None) => self.look_at_state(self.head().await?, question).await?,
+            };
+            match look {
                 Look::Done(verdict) => return Ok(verdict),
                 Look::Later(why) if next > patience => return Ok(Verdict::NotYet(why)),
                 Look::Later(_) => {}
@@ -273,35 +277,20 @@ impl Session {
         }
     }
 
-    async fn check_state(
-        &self,
-        mut head: Header,
-        question: &Question,
-        patience: Instant,
-    ) -> Result<Verdict, Trouble> {
-        loop {
-            let next = Instant::now() + self.config.poll_every;
-            let state = self.state(head, &[subject(question)]).await?;
-            match state.standings.first().copied().unwrap_or_default() {
-                Standing { now, .. } if !now.both() => return Ok(Verdict::NotAllowed(now)),
-                Standing { confirmed: true, .. } => {
-                    let Block { number, hash } = state.block;
-                    return Ok(Verdict::Confirmed(Evidence {
-                        block: number,
-                        block_hash: hash,
-                        log_index: None,
-                    }));
-                }
-                Standing { confirmed: false, .. } if next > patience => {
-                    let wanted = self.config.confirmations;
-                    let why = format!("the contract allows it only since fewer than {wanted} blocks");
-                    return Ok(Verdict::NotYet(why));
-                }
-                Standing { confirmed: false, .. } => {}
+    async fn look_at_state(&self, head: Header, question: &Question) -> Result<Look, Trouble> {
+        let state = self.state(head, &[subject(question)]).await?;
+        let standing = state.standings.first().copied().unwrap_or_default();
+        Ok(match standing {
+            Standing { now, .. } if !now.both() => Look::Done(Verdict::NotAllowed(now)),
+            Standing { confirmed: false, .. } => {
+                let wanted = self.config.confirmations;
+                Look::Later(format!("the contract allows it only since fewer than {wanted} blocks"))
             }
-            tokio::time::sleep_until(next).await;
-            head = self.head().await?;
-        }
+            Standing { .. } => {
+                let Block { number, hash } = state.block;
+                Look::Done(Verdict::Confirmed(Evidence { block: number, block_hash: hash, log_index: None }))
+            }
+        })
     }
 
     async fn look(&self, question: &Question, tx: TxHash) -> Result<Look, Trouble> {

@@ -8,7 +8,6 @@
 
 use std::fmt;
 use std::future::Future;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -127,7 +126,7 @@ impl Dstack {
             trusted.push(certificate.map_err(|error| wrong(cause(&error)))?);
         }
         builder = builder.tls_certs_only(trusted);
-        if is_local(&url) {
+        if casemate_chain::is_local(&url) {
             builder = builder.no_proxy();
         }
         Ok(Self {
@@ -357,13 +356,6 @@ impl fmt::Debug for Dstack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dstack").field("url", &self.url()).finish_non_exhaustive()
     }
-}
-
-/// Is this the URL of something on this machine? Then no proxy leads to it, and nobody can listen on the way.
-pub(crate) fn is_local(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// The public key in a certificate, if it is one of P-256: an uncompressed point.

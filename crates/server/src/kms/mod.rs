@@ -14,7 +14,6 @@ use crate::error::{Error, Resource, Result};
 mod dstack;
 
 pub use dstack::Dstack;
-pub(crate) use dstack::is_local;
 
 /// A key service: the one that asks nobody, or one with a contract in front of it.
 pub enum KmsKind<'a> {

@@ -429,8 +429,11 @@ pub(super) async fn store_new(app: &App, new: NewCvm, receipt: Option<Receipt<Cr
     Ok(created(&accepted))
 }
 
-/// What the app has by itself, or is about to be made with.
+/// What the app has by itself, or is about to be made with. Only a contract has one.
 fn deployer(app: &App, new: &NewCvm) -> Result<Option<String>> {
+    if !app.config.kms_is_contract_owned(&new.kms) {
+        return Ok(None);
+    }
     match app.store.app(new.workspace_id, &new.app_id) {
         Ok(known) => Ok(known.deployer),
         Err(store::Error::Missing) => Ok(new.deployer.clone()),

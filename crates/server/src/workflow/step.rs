@@ -152,11 +152,13 @@ async fn allowed(
     }
     let hash = spec.compose.hash;
     let message = match approval::allowed_now(app, &work.cvm, hash).await {
+        // What stays off needs no keys.
+        Ok(allowed) if allowed.both() && !work.operation.has(StepName::Start) => return Ok(Ok(())),
         Ok(allowed) if allowed.both() => match boot::refusal(app, node, work, spec).await {
-            Ok(Some(reason)) if work.operation.has(StepName::Start) => {
+            Ok(Some(reason)) => {
                 format!("the key service would give it no keys; its contract says: {reason}")
             }
-            Ok(_) => return Ok(Ok(())),
+            Ok(None) => return Ok(Ok(())),
             Err(error) => return Err(unanswered(app, &work.operation, error)),
         },
         Ok(allowed) if allowed.compose_hash => {

@@ -571,10 +571,7 @@ async fn a_chain_that_is_away_before_the_stop_is_given_up_after_five_minutes() {
     let id = stage.approved(json!({ "docker_compose_file": compose("web:2") })).await;
     stage.chain.set_down(true);
     let begun = stage.world.clock.now();
-    let work = {
-        let lease = begun + Duration::from_secs(30);
-        stage.world.app.store.operation_claim(None, begun, lease, 1).await.expect("claims").work.remove(0)
-    };
+    let work = stage.world.claim(1).await.remove(0);
     worker::carry(&stage.world.app, work, &NoProbe).await;
     let waiting_for = stage.world.operation(id).waiting_for.expect("says what it waits for");
     assert_eq!(waiting_for, "the chain, which does not answer");

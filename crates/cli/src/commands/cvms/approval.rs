@@ -40,25 +40,19 @@ pub(crate) struct Commit {
     /// The CVM: its name, or any of its ids
     #[arg(value_name = "CVM")]
     cvm: String,
-    /// The token, or - for a line of standard input, where other users of this machine cannot see it
-    #[arg(value_name = "TOKEN")]
-    token: String,
-    /// The compose hash that was prepared
-    #[arg(value_name = "COMPOSE HASH")]
-    compose_hash: String,
-    /// The transaction that registered it; without one, what the contract says now counts
-    #[arg(value_name = "TRANSACTION", default_value = "already-registered")]
-    transaction: String,
+    #[command(flatten)]
+    prepared: Prepared,
     #[command(flatten)]
     waiting: Waiting,
 }
 
 impl Commit {
     pub(crate) async fn run(self, cx: &Context) -> Result<()> {
-        let token = token(&self.token)?;
+        let token = self.prepared.token()?;
+        let Prepared { compose_hash, transaction, .. } = &self.prepared;
         let settings = cx.settings()?;
         let anyone = context::client(&settings.url, None)?.cvm(&self.cvm);
-        let operation = anyone.commit_update(token, &self.compose_hash, &self.transaction).send().await;
+        let operation = anyone.commit_update(token, compose_hash, transaction).send().await;
         let operation = operation.about_cvm(&self.cvm)?;
         // Following it takes a key: that of the workspace, if the user has one.
         let waiting = if settings.key.is_some() { self.waiting } else { Waiting::NO };
@@ -70,16 +64,32 @@ impl Commit {
     }
 }
 
-/// A token, as it was given.
-pub(super) fn token(given: &str) -> Result<String> {
-    if given != "-" {
-        return Ok(given.to_owned());
+/// Something that somebody prepared, and what it takes to commit it.
+#[derive(Args)]
+pub(super) struct Prepared {
+    /// The token, or - for a line of standard input, where other users of this machine cannot see it
+    #[arg(value_name = "TOKEN")]
+    token: String,
+    /// The compose hash that was prepared
+    #[arg(value_name = "COMPOSE HASH")]
+    pub(super) compose_hash: String,
+    /// The transaction that registered it; without one, what the contract says now counts
+    #[arg(value_name = "TRANSACTION", default_value = "already-registered")]
+    pub(super) transaction: String,
+}
+
+impl Prepared {
+    /// The token, as it was given or from standard input.
+    pub(super) fn token(&self) -> Result<String> {
+        if self.token != "-" {
+            return Ok(self.token.clone());
+        }
+        let mut line = String::new();
+        std::io::stdin()
+            .read_line(&mut line)
+            .map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
+        Ok(line.trim().to_owned())
     }
-    let mut line = String::new();
-    std::io::stdin()
-        .read_line(&mut line)
-        .map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
-    Ok(line.trim().to_owned())
 }
 
 /// Ask the app's contract whether a CVM may boot

@@ -3,7 +3,7 @@
 use casemate_sdk::PatchOutcome;
 use clap::Args;
 
-use super::approval::token;
+use super::approval::Prepared;
 use crate::commands::outcome::{Approving, Change, REPLICATED, Waiting};
 use crate::commands::signing::Signing;
 use crate::context::Context;
@@ -82,15 +82,8 @@ pub(crate) struct CommitReplica {
     /// The CVM that it is like: its name, or any of its ids
     #[arg(value_name = "CVM")]
     cvm: String,
-    /// The token, or - for a line of standard input, where other users of this machine cannot see it
-    #[arg(value_name = "TOKEN")]
-    token: String,
-    /// The compose hash that was prepared
-    #[arg(value_name = "COMPOSE HASH")]
-    compose_hash: String,
-    /// The transaction that registered it; without one, what the contract says now counts
-    #[arg(value_name = "TRANSACTION", default_value = "already-registered")]
-    transaction: String,
+    #[command(flatten)]
+    prepared: Prepared,
     #[command(flatten)]
     waiting: Waiting,
 }
@@ -98,7 +91,8 @@ pub(crate) struct CommitReplica {
 impl CommitReplica {
     pub(crate) async fn run(self, cx: &Context) -> Result<()> {
         let cvm = cx.client()?.cvm(&self.cvm);
-        let operation = cvm.commit_replica(token(&self.token)?, &self.compose_hash, &self.transaction).await;
+        let Prepared { compose_hash, transaction, .. } = &self.prepared;
+        let operation = cvm.commit_replica(self.prepared.token()?, compose_hash, transaction).await;
         made(&self.cvm, self.waiting).accepted(cx, &operation.about_cvm(&self.cvm)?).await
     }
 }
