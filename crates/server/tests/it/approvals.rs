@@ -634,6 +634,21 @@ async fn an_image_that_is_forbidden_meanwhile_stops_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_stays_off_needs_no_keys() {
+    let stage = Stage::start().await;
+    stage.client.post(&stage.path("/stop"), json!({})).await.expect(200);
+    stage.world.settle().await;
+    stage
+        .client
+        .patch(&stage.path("/os-image"), json!({ "os_image_name": "dstack-0.5.4" }))
+        .await
+        .expect(202);
+    stage.chain.forbid_os_image(KMS, image_hash(&stage, "dstack-0.5.4"));
+    stage.world.settle().await;
+    assert_eq!((stage.now().status, stage.now().revision), (Status::Stopped, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_could_not_come_back_with_its_old_image_is_held() {
     let stage = Stage::start().await;
     let fault = Fault::BootFail { image: Some("dstack-0.5.4".into()), env: None };
