@@ -14,6 +14,8 @@ use casemate_types::ids::{Address, ComposeHash};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::cloud::program;
+
 /// How long a node may take to say which chain it is of.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -197,10 +199,10 @@ impl Ready {
         lines
     }
 
-    /// What to know about it.
-    pub(crate) fn told(&self, env: &Path) -> String {
+    /// What to know about it, and what to try with this compose file.
+    pub(crate) fn told(&self, env: &Path, compose: &Path) -> String {
         let kms = &self.kms;
-        let kind = if kms.chain_id == 8453 { "base" } else { "ethereum" };
+        let (program, env, compose) = (program(), env.display(), compose.display());
         let mut text = format!(
             "\n  Chain      {}, id {}\n  KMS        slug {}, contract {}; its keys lie with this server (custody: operator)",
             self.chain.url(),
@@ -208,20 +210,33 @@ impl Ready {
             kms.slug,
             checksummed(kms.address())
         );
+        let deploy = format!("{program} deploy -n web-one -c {compose}");
         if let Some(wallet) = self.wallet {
             let owners = ACCOUNTS.map(|account| checksummed(account.address)).join(", ");
+            let wallet = checksummed(wallet);
+            // The official command knows kinds.
+            let kind = if kms.chain_id == 8453 { "base" } else { "ethereum" };
             text.push_str(&format!(
-                "\n  Account    {} with test money, its key in {} as PRIVATE_KEY (a published test key: worth nothing elsewhere)\
-                 \n  Multisig   {}, two of {owners}\n\nRehearse an update that a contract has to allow:\n  . {}\n  \
-                 casemate deploy -n web-one -c docker-compose.yml --kms {kind}   # the second time it is an update\n  \
-                 casemate deploy -n web-one -c docker-compose.yml --prepare-only # prints the page to approve it on\nThe same with the official command:\n  \
-                 phala deploy -n web-one -c docker-compose.yml --kms {kind} --rpc-url \"$ETH_RPC_URL\" --private-key \"$PRIVATE_KEY\"\n  \
-                 casemate cvms watch web-one   # ends when it runs; before that it takes no update\n  \
-                 phala deploy --cvm-id web-one -c docker-compose.yml --prepare-only   # prints the page to approve it on",
+                "\n  Account    {} with test money, its key in {env} as PRIVATE_KEY (a published test key: worth nothing elsewhere)\
+                 \n  Multisig   {wallet}, two of {owners}\n\n\
+                 Rehearse an update that a contract has to allow. PRIVATE_KEY signs:\n  \
+                 source {env}\n  \
+                 {deploy} --kms {slug}   # change the file, and the same is an update\n  \
+                 {deploy} --prepare-only   # prints the page to approve it on\n\
+                 With the multisig as the contract's owner from the beginning (docs/onchain.md goes on from there):\n  \
+                 {program} deploy -n web-two -c {compose} --kms {slug} --owner {wallet}\n\
+                 The same with the official command:\n  \
+                 phala deploy -n web-one -c {compose} --kms {kind} --rpc-url \"$ETH_RPC_URL\" --private-key \"$PRIVATE_KEY\"\n  \
+                 {program} cvms watch web-one   # ends when it runs; before that it takes no update\n  \
+                 phala deploy --cvm-id web-one -c {compose} --prepare-only   # prints the page to approve it on",
                 checksummed(ACCOUNTS[0].address),
-                env.display(),
-                checksummed(wallet),
-                env.display()
+                slug = kms.slug,
+            ));
+        } else {
+            text.push_str(&format!(
+                "\n\nAn app whose code a contract has to allow, with the key of whoever shall own that:\n  source {env}\n  \
+                 {deploy} --kms {} --private-key-file owner.key",
+                kms.slug
             ));
         }
         if !self.forbidden.is_empty() {

@@ -138,6 +138,8 @@ pub struct Deploy {
     idempotency_key: Option<String>,
     #[cfg(feature = "chain")]
     owner: Option<(crate::chain::Wallet, Option<crate::chain::Network>)>,
+    #[cfg(feature = "chain")]
+    contract_owner: Option<Address>,
 }
 
 /// What differs from the least that a new CVM needs.
@@ -282,6 +284,13 @@ impl Deploy {
         self
     }
 
+    /// Whose the app's contract shall be, a Safe for instance; that of the wallet that signs by default. Feature `chain`.
+    #[cfg(feature = "chain")]
+    pub fn contract_owner(mut self, owner: Address) -> Self {
+        self.contract_owner = Some(owner);
+        self
+    }
+
     /// An app id and its number, as [`Client::kms`]'s `next_app_ids` gives them.
     pub fn app_id(mut self, id: AppId, nonce: u64) -> Self {
         self.changes.app_id = Some((id, nonce));
@@ -392,7 +401,8 @@ impl Deploy {
                 Devices::One(parsed("device_id", id).map_err(|problem| Error::invalid(vec![*problem]))?)
             }
         };
-        let app = NewApp { compose_hash: Some(provision.compose_hash), devices };
+        let owner = self.contract_owner;
+        let app = NewApp { compose_hash: Some(provision.compose_hash), devices, owner };
         let network = network.map_or_else(|| Network::of(kms), Ok)?;
         network.deploy_app_auth(wallet, contract, app).send().await
     }
@@ -477,6 +487,8 @@ impl Client {
             idempotency_key: None,
             #[cfg(feature = "chain")]
             owner: None,
+            #[cfg(feature = "chain")]
+            contract_owner: None,
         }
     }
 }

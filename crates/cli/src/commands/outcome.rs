@@ -122,7 +122,7 @@ impl Change<'_> {
 
     /// Shows what has to be registered, and how it goes on then.
     fn needs_approval(&self, cx: &Context, ask: &Ask, approving: Approving<'_>) -> Result<()> {
-        const MESSAGE: &str = "the app's contract has to allow its compose hash first";
+        const MESSAGE: &str = "the app's contract has to allow it first";
         cx.out.result(&ErrorBody::approval_needed(MESSAGE, ask), |_| needed_text(ask))?;
         let ways = self.ways(ask);
         if approving == Approving::ByOthers || ask.auto_commit {

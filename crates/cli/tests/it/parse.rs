@@ -38,6 +38,7 @@ fn common_lines_are_taken() {
         "apps devices web-1 --json",
         "ops list --stuck",
         "deploy -n web-1 --kms base --private-key-file owner.key --rpc-url http://127.0.0.1:8545",
+        "deploy -n web-1 --kms base --owner 0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266",
         "cvms update web-1 -c app.yml --auto-commit",
         "cvms update web-1 -c app.yml --prepare-only --rpc-url http://127.0.0.1:8545",
         "cvms update web-1 -c app.yml --private-key 0x11",
