@@ -199,7 +199,24 @@ class Cloud {
     });
   }
 
-  /** The same with `--json`; what it says on stdout, once it has succeeded. */
+  /** Runs our own command, with the two variables of dev.env and where the chain is; what it says on stdout. */
+  casemate(...args) {
+    return this.program(casemate, args);
+  }
+
+  /** Runs a program to its success, in the cloud's folder. */
+  program(file, args, input = "") {
+    const { PRIVATE_KEY, ...env } = this.env;
+    return new Promise((resolve, reject) => {
+      const options = { cwd: this.dir, timeout: 60_000, env: { ...env, PATH: process.env.PATH, HOME: this.dir } };
+      const child = execFile(file, args, options, (error, stdout, stderr) =>
+        error ? reject(new Error(`${file} ${args.join(" ")}: ${stdout}${stderr}`)) : resolve(stdout),
+      );
+      child.stdin.end(input);
+    });
+  }
+
+  /** `phala` with `--json`; what it says on stdout, once it has succeeded. */
   async phalaJson(...args) {
     const { code, stdout, stderr } = await this.phala(...args, "--json");
     assert.equal(code, 0, `phala ${args.join(" ")}: ${stdout}${stderr}`);

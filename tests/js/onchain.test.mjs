@@ -1,8 +1,9 @@
 // CVMs whose code a contract has to allow: the official clients, unmodified, against `casemate dev --chain anvil`.
 
 import assert from "node:assert/strict";
-import { writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { after, before, describe, test } from "node:test";
+import { fileURLToPath } from "node:url";
 import * as sdk from "@phala/cloud";
 import { COMPOSE, seal, sealedHash } from "./cloud.mjs";
 import { nextCompose, startChainCloud } from "./onchain.mjs";
@@ -133,6 +134,25 @@ describe("several parties", () => {
     await refused(400, () => commit(`ct_${"0".repeat(96)}`));
     await cloud.proves(mine.id, { recomposed: true }, () => commit(ask.commitToken));
     await refused(400, () => commit(ask.commitToken));
+  });
+
+  test("a wallet of three people owns the contract, and two of them allow an update", async () => {
+    const [, wallet] = (await readFile(cloud.logFile, "utf8")).match(/Multisig +(0x[0-9a-fA-F]{40})/);
+    await writeFile(`${cloud.dir}/deployer.key`, cloud.env.PRIVATE_KEY);
+    await writeFile(`${cloud.dir}/shared.yml`, COMPOSE);
+    const deploy = (...args) => cloud.casemate("deploy", "-n", "shared", "-c", "shared.yml", ...args);
+    await deploy("--kms", "base", "--owner", wallet, "--private-key-file", "deployer.key");
+    await writeFile(`${cloud.dir}/shared.yml`, nextCompose());
+    await deploy("--prepare-only");
+    const [{ id, app_id, compose_hash }] = JSON.parse(await cloud.casemate("approvals", "list", "--cvm", "shared", "--json")).items;
+
+    // Nobody can allow it alone, the one who had the contract made included.
+    await assert.rejects(() => register(app_id, compose_hash), /is not the owner/);
+    const calls = await cloud.casemate("approvals", "calldata", id, "--json");
+    const multisig = fileURLToPath(new URL("../../docs/examples/multisig.mjs", import.meta.url));
+    const transaction = (await cloud.program(process.execPath, [multisig, wallet], calls)).trim();
+    await cloud.proves("shared", { recomposed: true }, () => cloud.casemate("approvals", "commit", id, transaction));
+    assert.equal((await cloud.observed("shared")).compose_hash, compose_hash);
   });
 
   test("what was revoked meanwhile does not run", async () => {

@@ -59,6 +59,7 @@ pub(crate) async fn fill(data: &Path, sim: &Sim, count: usize) -> Result<()> {
                 app_id: AppId(clock.random()),
                 app_uid: format!("dapp_{}", clock.random_text(8)),
                 kms: EMBEDDED_KMS.into(),
+                env_key: None,
                 node_id,
                 name: format!("web-{number:06}"),
                 listed: false,

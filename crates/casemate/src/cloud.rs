@@ -65,7 +65,7 @@ impl Dev {
         let (mut more, mut told) = (String::new(), String::new());
         if let Some(chain) = &mut chain {
             chain.allow_images(&server.app).await?;
-            (more, told) = (chain.env(), chain.told(&env));
+            (more, told) = (chain.env(), chain.told(&env, &self.compose_file()));
         }
         write_env(&env, &format!("{url}/api/v1"), &key, &more)?;
         say(format_args!(
@@ -86,6 +86,31 @@ impl Dev {
         }
         server.stop().await;
         Ok(())
+    }
+
+    /// A compose file to begin with: that of the example, if there is one.
+    fn compose_file(&self) -> PathBuf {
+        #[cfg(feature = "client")]
+        if self.demo {
+            return self.data.join(crate::demo::EXAMPLE);
+        }
+        "docker-compose.yml".into()
+    }
+}
+
+/// How this program is called from here: by its name if a shell finds it, else by its path.
+pub(crate) fn program() -> String {
+    const NAME: &str = "casemate";
+    let Ok(exe) = std::env::current_exe() else { return NAME.to_owned() };
+    let found = std::env::var_os("PATH").is_some_and(|path| {
+        let first = std::env::split_paths(&path).map(|folder| folder.join(NAME)).find(|file| file.is_file());
+        first.and_then(|file| file.canonicalize().ok()) == exe.canonicalize().ok()
+    });
+    let here = std::env::current_dir().unwrap_or_default();
+    match (found, exe.strip_prefix(&here)) {
+        (true, _) => NAME.to_owned(),
+        (false, Ok(path)) => PathBuf::from(path).display().to_string(),
+        (false, Err(_)) => exe.display().to_string(),
     }
 }
 

@@ -2,14 +2,19 @@
 
 use std::fmt::Display;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use casemate_sdk::wire::{self, OperationStatus, Status};
 use casemate_sdk::{Client, Cvm, Error, Operation, PatchOutcome};
 use casemate_server::error::Source;
 use futures_util::StreamExt;
 
+use crate::cloud::program;
+
 const NAME: &str = "hello-casemate";
+
+/// The compose file that it leaves beside the key.
+pub(crate) const EXAMPLE: &str = "example.yml";
 
 /// What the app is before and after the update. A later start changes it back.
 const VERSIONS: [&str; 2] = ["traefik/whoami:v1.10", "traefik/whoami:v1.11"];
@@ -30,7 +35,7 @@ pub(crate) async fn run(url: &str, key: &str, env_file: &Path) -> Result<(), Sou
     let client = Client::builder().base_url(format!("{url}/api/v1")).api_key(key).build()?;
     let program = program();
     // Beside the key, so that the commands that are shown can be tried.
-    let file = env_file.with_file_name("example.yml");
+    let file = env_file.with_file_name(EXAMPLE);
     let cvm = client.cvm(NAME);
     say("");
     match cvm.get().await {
@@ -201,22 +206,6 @@ async fn next(cvm: &Cvm, program: &str, env_file: &Path) -> Result<(), Source> {
     say("");
     say("The cloud stays up until Ctrl-C, and is the same one when it is started again.");
     Ok(())
-}
-
-/// How this program is called from here: by its name if a shell finds it, else by its path.
-fn program() -> String {
-    const NAME: &str = "casemate";
-    let Ok(exe) = std::env::current_exe() else { return NAME.to_owned() };
-    let found = std::env::var_os("PATH").is_some_and(|path| {
-        let first = std::env::split_paths(&path).map(|folder| folder.join(NAME)).find(|file| file.is_file());
-        first.and_then(|file| file.canonicalize().ok()) == exe.canonicalize().ok()
-    });
-    let here = std::env::current_dir().unwrap_or_default();
-    match (found, exe.strip_prefix(&here)) {
-        (true, _) => NAME.to_owned(),
-        (false, Ok(path)) => PathBuf::from(path).display().to_string(),
-        (false, Err(_)) => exe.display().to_string(),
-    }
 }
 
 #[cfg(test)]

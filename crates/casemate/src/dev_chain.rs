@@ -14,6 +14,8 @@ use casemate_types::ids::{Address, ComposeHash};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::cloud::program;
+
 /// How long a node may take to say which chain it is of.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -29,10 +31,14 @@ pub(crate) struct ChainOptions {
     /// Blocks that a transaction has to be deep, itself included
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     confirmations: u64,
-    /// With anvil: what the chain calls itself. 8453 lets clients take it for Base
-    #[arg(long, default_value_t = 31337, value_name = "ID")]
-    chain_id: u64,
+    /// With anvil: what the chain calls itself. 8453 lets clients take it for Base. With a URL: what it has to be
+    /// [default: 31337 with anvil]
+    #[arg(long, value_name = "ID")]
+    chain_id: Option<u64>,
 }
+
+/// What an anvil is unless it shall be something else.
+const ANVIL_ID: u64 = 31337;
 
 #[derive(Clone, Debug, PartialEq)]
 enum Which {
@@ -82,15 +88,24 @@ impl ChainOptions {
             }
             (Which::At(url), Some(contract)) => {
                 let id = Node::chain_at(url.clone(), PATIENCE).await?;
-                let chain = DevChain::new(id, url.clone());
-                if !has_code(&chain, contract).await? {
-                    return Err(format!("there is no contract at 0x{contract} on chain {id}").into());
+                if let Some(wanted) = self.chain_id.filter(|wanted| *wanted != id) {
+                    return Err(format!("{} is of chain {id}, not {wanted}", url.host()).into());
                 }
+                let chain = DevChain::new(id, url.clone());
+                let address = checksummed(contract);
+                if !has_code(&chain, contract).await? {
+                    return Err(
+                        format!("--kms-contract: there is no contract at {address} on chain {id}").into()
+                    );
+                }
+                chain.allows_os_image(contract, [0; 32]).await.map_err(|error| {
+                    format!("--kms-contract: {address} on chain {id} is no key service's contract: {error}")
+                })?;
                 (chain, None, (contract, None))
             }
             (Which::Anvil, None) => {
                 let anvil = self.anvil(data).await?;
-                let chain = DevChain::new(self.chain_id, anvil.chain.rpc_url());
+                let chain = DevChain::new(anvil.chain.chain_id(), anvil.chain.rpc_url());
                 let contracts = contracts(&chain, data).await?;
                 (chain, Some(anvil), contracts)
             }
@@ -110,7 +125,9 @@ impl ChainOptions {
             confirmations: self.confirmations,
             from_block: 0,
             public_rpc_url: Some(chain.url()),
-            blocks_on_demand: true,
+            // It makes a block only when there is something to put in it.
+            max_head_age: None,
+            max_lag_blocks: casemate_chain::MAX_LAG_BLOCKS,
         });
         Ok(Some(Ready { chain, kms, wallet: contracts.1, forbidden: Vec::new(), _anvil: anvil }))
     }
@@ -123,9 +140,10 @@ impl ChainOptions {
             .map_err(|error| format!("{error}; `make dev CHAIN=anvil` installs it"))?;
         std::fs::create_dir_all(data)?;
         // Kept with everything else: started again, it is the same chain.
-        let state = data.join(format!("anvil-{}.json", self.chain_id));
+        let id = self.chain_id.unwrap_or(ANVIL_ID);
+        let state = data.join(format!("anvil-{id}.json"));
         let state = state.to_str().ok_or("the data folder's name is not UTF-8")?;
-        Ok(Anvil::start(&program, self.chain_id, 0, &["--state", state, "--state-interval", "2"]).await?)
+        Ok(Anvil::start(&program, id, 0, &["--state", state, "--state-interval", "2"]).await?)
     }
 }
 
@@ -181,10 +199,10 @@ impl Ready {
         lines
     }
 
-    /// What to know about it.
-    pub(crate) fn told(&self, env: &Path) -> String {
+    /// What to know about it, and what to try with this compose file.
+    pub(crate) fn told(&self, env: &Path, compose: &Path) -> String {
         let kms = &self.kms;
-        let kind = if kms.chain_id == 8453 { "base" } else { "ethereum" };
+        let (program, env, compose) = (program(), env.display(), compose.display());
         let mut text = format!(
             "\n  Chain      {}, id {}\n  KMS        slug {}, contract {}; its keys lie with this server (custody: operator)",
             self.chain.url(),
@@ -192,20 +210,33 @@ impl Ready {
             kms.slug,
             checksummed(kms.address())
         );
+        let deploy = format!("{program} deploy -n web-one -c {compose}");
         if let Some(wallet) = self.wallet {
             let owners = ACCOUNTS.map(|account| checksummed(account.address)).join(", ");
+            let wallet = checksummed(wallet);
+            // The official command knows kinds.
+            let kind = if kms.chain_id == 8453 { "base" } else { "ethereum" };
             text.push_str(&format!(
-                "\n  Account    {} with test money, its key in {} as PRIVATE_KEY (a published test key: worth nothing elsewhere)\
-                 \n  Multisig   {}, two of {owners}\n\nRehearse an update that a contract has to allow:\n  . {}\n  \
-                 casemate deploy -n web-one -c docker-compose.yml --kms {kind}   # the second time it is an update\n  \
-                 casemate deploy -n web-one -c docker-compose.yml --prepare-only # prints the page to approve it on\nThe same with the official command:\n  \
-                 phala deploy -n web-one -c docker-compose.yml --kms {kind} --rpc-url \"$ETH_RPC_URL\" --private-key \"$PRIVATE_KEY\"\n  \
-                 casemate cvms watch web-one   # ends when it runs; before that it takes no update\n  \
-                 phala deploy --cvm-id web-one -c docker-compose.yml --prepare-only   # prints the page to approve it on",
+                "\n  Account    {} with test money, its key in {env} as PRIVATE_KEY (a published test key: worth nothing elsewhere)\
+                 \n  Multisig   {wallet}, two of {owners}\n\n\
+                 Rehearse an update that a contract has to allow. PRIVATE_KEY signs:\n  \
+                 source {env}\n  \
+                 {deploy} --kms {slug}   # change the file, and the same is an update\n  \
+                 {deploy} --prepare-only   # prints the page to approve it on\n\
+                 With the multisig as the contract's owner from the beginning (docs/onchain.md goes on from there):\n  \
+                 {program} deploy -n web-two -c {compose} --kms {slug} --owner {wallet}\n\
+                 The same with the official command:\n  \
+                 phala deploy -n web-one -c {compose} --kms {kind} --rpc-url \"$ETH_RPC_URL\" --private-key \"$PRIVATE_KEY\"\n  \
+                 {program} cvms watch web-one   # ends when it runs; before that it takes no update\n  \
+                 phala deploy --cvm-id web-one -c {compose} --prepare-only   # prints the page to approve it on",
                 checksummed(ACCOUNTS[0].address),
-                env.display(),
-                checksummed(wallet),
-                env.display()
+                slug = kms.slug,
+            ));
+        } else {
+            text.push_str(&format!(
+                "\n\nAn app whose code a contract has to allow, with the key of whoever shall own that:\n  source {env}\n  \
+                 {deploy} --kms {} --private-key-file owner.key",
+                kms.slug
             ));
         }
         if !self.forbidden.is_empty() {

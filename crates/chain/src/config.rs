@@ -6,6 +6,13 @@ use std::time::Duration;
 
 use reqwest::Url;
 
+/// How old the newest block of a node may usually be: ten blocks of Ethereum, sixty of Base. What was taken back on the chain
+/// can be believed for so long, and a chain that pauses for longer cannot be asked.
+pub const MAX_HEAD_AGE: Duration = Duration::from_secs(120);
+
+/// How many blocks a node may usually be behind others: 40 s on Base. Where blocks take longer, their age decides.
+pub const MAX_LAG_BLOCKS: u64 = 20;
+
 /// Where and how a chain is asked.
 #[derive(Clone, Debug)]
 pub struct ChainConfig {
@@ -29,13 +36,13 @@ pub struct ChainConfig {
     pub batch_calls: usize,
     /// More bytes than this in one answer are not read.
     pub max_answer_bytes: usize,
-    /// An endpoint whose newest block is older than this is not believed. None: any age, for chains that make a block only
-    /// when there is something to put in it.
+    /// An endpoint whose newest block is older than this, or as far in the future, is not believed. None: any age, for chains
+    /// that make a block only when there is something to put in it.
     pub max_head_age: Option<Duration>,
     /// Nor is one whose newest block is more blocks than this behind the one that most endpoints have reached.
     pub max_lag_blocks: u64,
     /// How many blocks one query for logs covers. Nodes refuse more than they like, often 2,000 or 10,000; a refused query
-    /// is repeated for half as many.
+    /// is repeated for half as many, and so is one that takes too long; that is remembered for each endpoint.
     pub log_blocks: u64,
 }
 
@@ -52,8 +59,8 @@ impl ChainConfig {
             poll_every: Duration::from_secs(1),
             batch_calls: 100,
             max_answer_bytes: 8 << 20,
-            max_head_age: Some(Duration::from_secs(120)),
-            max_lag_blocks: 20,
+            max_head_age: Some(MAX_HEAD_AGE),
+            max_lag_blocks: MAX_LAG_BLOCKS,
             log_blocks: 2000,
         }
     }
@@ -77,6 +84,13 @@ pub enum RpcUrlError {
     Scheme,
 }
 
+/// Is this the URL of something on this machine? Then no proxy leads to it, and nobody can listen on the way.
+pub fn is_local(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
 impl RpcUrl {
     /// The whole address, keys and all.
     pub(crate) fn secret(&self) -> &Url {
@@ -85,9 +99,7 @@ impl RpcUrl {
 
     /// Is the node on this machine? Then no proxy leads to it.
     pub(crate) fn is_local(&self) -> bool {
-        let host = self.0.host_str().unwrap_or_default();
-        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        is_local(&self.0)
     }
 
     /// What a node said, fit to be shown: short, on one line, and without any part of the address that may be a key.

@@ -21,6 +21,8 @@ pub enum Fault {
     Down,
     /// It takes the request and never answers.
     Hang,
+    /// It never answers a request with a call for which this is true of method and parameters.
+    HangOn(Which),
     /// One byte of a good answer every 100 ms.
     Drip,
     /// An answer that does not end.
@@ -35,6 +37,9 @@ pub enum Fault {
 
 /// Changes the reply to one call.
 pub type Lie = Arc<dyn Fn(&str, &Value, &mut Value) + Send + Sync>;
+
+/// Chooses calls.
+pub type Which = Arc<dyn Fn(&str, &Value) -> bool + Send + Sync>;
 
 /// The node. Ends when dropped.
 pub struct Proxy {
@@ -89,6 +94,11 @@ impl Proxy {
         self.set(Fault::Lie(Arc::new(lie)));
     }
 
+    /// From now on it does not answer requests with such calls.
+    pub fn hang_on(&self, which: impl Fn(&str, &Value) -> bool + Send + Sync + 'static) {
+        self.set(Fault::HangOn(Arc::new(which)));
+    }
+
     /// How many requests have come.
     pub fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::Relaxed)
@@ -135,6 +145,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         let answer = match fault() {
             Fault::Down => return Ok(()),
             Fault::Hang => return std::future::pending().await,
+            Fault::HangOn(which) if has(&body, &which)? => return std::future::pending().await,
             Fault::Huge => {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n[").await?;
                 let block = [b' '; 1 << 16];
@@ -149,7 +160,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
                 stream.write_all(head.as_bytes()).await?;
                 continue;
             }
-            Fault::Drip | Fault::None => forward(shared, &body).await?,
+            Fault::Drip | Fault::None | Fault::HangOn(_) => forward(shared, &body).await?,
             Fault::Lie(lie) => changed(&body, &forward(shared, &body).await?, &lie)?,
         };
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", answer.len());
@@ -169,6 +180,11 @@ async fn forward(shared: &Shared, body: &[u8]) -> std::io::Result<Vec<u8>> {
     let request = shared.http.post(shared.target.secret().clone()).header("content-type", "application/json");
     let answer = request.body(body.to_vec()).send().await.map_err(std::io::Error::other)?;
     Ok(answer.bytes().await.map_err(std::io::Error::other)?.to_vec())
+}
+
+fn has(body: &[u8], which: &Which) -> std::io::Result<bool> {
+    let calls: Vec<Value> = serde_json::from_slice(body)?;
+    Ok(calls.iter().any(|call| which(call["method"].as_str().unwrap_or_default(), &call["params"])))
 }
 
 fn changed(body: &[u8], answer: &[u8], lie: &Lie) -> std::io::Result<Vec<u8>> {

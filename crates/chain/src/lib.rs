@@ -24,7 +24,7 @@ pub use ask::{
     Allowed, Block, BootAnswer, BootInfo, Chain, Change, Changes, Error, Evidence, Head, Question,
     Registration, Standing, State, Subject, Verdict, What,
 };
-pub use config::{ChainConfig, RpcUrl, RpcUrlError};
+pub use config::{ChainConfig, MAX_HEAD_AGE, MAX_LAG_BLOCKS, RpcUrl, RpcUrlError, is_local};
 pub use evm::Evm;
 pub use node::{Node, NodeError, Refused};
 pub use scripted::Scripted;

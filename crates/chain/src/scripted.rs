@@ -33,9 +33,9 @@ struct Script {
     blocks: u64,
     timestamp: u64,
     down: bool,
-    silent: bool,
     odd: HashSet<AppId>,
     shallow: HashSet<AppId>,
+    silent: bool,
     held: bool,
     questions: Vec<Question>,
 }
@@ -60,6 +60,15 @@ impl Script {
     }
 }
 
+/// Has `app` in the set, or not.
+fn put(set: &mut HashSet<AppId>, app: AppId, there: bool) {
+    if there {
+        set.insert(app);
+    } else {
+        set.remove(&app);
+    }
+}
+
 fn block(number: u64) -> Block {
     let mut hash = [1; 32];
     hash[24..].copy_from_slice(&number.to_be_bytes());
@@ -75,13 +84,17 @@ impl Scripted {
         self.script.lock().expect("nothing panics while holding it")
     }
 
-    fn asked(&self) -> Result<MutexGuard<'_, Script>, Error> {
+    async fn asked(&self) -> Result<MutexGuard<'_, Script>, Error> {
+        let silent = self.script().silent;
+        if silent {
+            std::future::pending::<()>().await;
+        }
         let script = self.script();
         if script.down { Err(Error::Unreachable("it is switched off".into())) } else { Ok(script) }
     }
 
-    fn asked_about(&self, app: AppId) -> Result<MutexGuard<'_, Script>, Error> {
-        let script = self.asked()?;
+    async fn asked_about(&self, app: AppId) -> Result<MutexGuard<'_, Script>, Error> {
+        let script = self.asked().await?;
         if script.odd.contains(&app) { Err(Error::Nonsense(format!("0x{app} is odd"))) } else { Ok(script) }
     }
 
@@ -116,11 +129,7 @@ impl Scripted {
     /// The contract allows any device from now on, or only listed ones.
     pub fn set_allow_any_device(&self, app: AppId, any: bool) {
         let mut script = self.script();
-        if any {
-            script.any_device.insert(app);
-        } else {
-            script.any_device.remove(&app);
-        }
+        put(&mut script.any_device, app, any);
         script.report(app, What::AnyDevice(any), None);
     }
 
@@ -174,29 +183,19 @@ impl Scripted {
         self.script().down = down;
     }
 
-    /// From now on the chain is asked for its [`State`] and never answers, or does again.
+    /// From now on no question is ever answered, or all are again.
     pub fn set_silent(&self, silent: bool) {
         self.script().silent = silent;
     }
 
     /// From now on nobody can make sense of what this app's contract says, or can again.
     pub fn set_odd(&self, app: AppId, odd: bool) {
-        let mut script = self.script();
-        if odd {
-            script.odd.insert(app)
-        } else {
-            script.odd.remove(&app)
-        };
+        put(&mut self.script().odd, app, odd);
     }
 
     /// From now on what this app's contract allows has too few confirmations, or has enough again.
     pub fn set_shallow(&self, app: AppId, shallow: bool) {
-        let mut script = self.script();
-        if shallow {
-            script.shallow.insert(app)
-        } else {
-            script.shallow.remove(&app)
-        };
+        put(&mut self.script().shallow, app, shallow);
     }
 
     /// From now on every [`Question`] waits until [`Scripted::let_go`].
@@ -224,7 +223,7 @@ impl Chain for Scripted {
             let_go.await;
         }
         self.script().questions.push(question.clone());
-        let script = self.asked()?;
+        let script = self.asked().await?;
         let subject = (question.app_id, question.compose_hash);
         match question.tx.map(|tx| script.transactions.get(&tx)) {
             Some(None) => return Ok(Verdict::NotYet("the transaction is not on the chain yet".into())),
@@ -245,19 +244,15 @@ impl Chain for Scripted {
     }
 
     async fn head(&self) -> Result<Head, Error> {
-        let script = self.asked()?;
+        let script = self.asked().await?;
         Ok(Head { block: script.head(), timestamp: script.timestamp })
     }
 
     async fn state(&self, subjects: &[Subject]) -> Result<State, Error> {
-        let silent = self.script().silent;
-        if silent {
-            std::future::pending::<()>().await;
-        }
         for subject in subjects {
-            drop(self.asked_about(subject.app_id)?);
+            drop(self.asked_about(subject.app_id).await?);
         }
-        let script = self.asked()?;
+        let script = self.asked().await?;
         let standings = subjects.iter().map(|subject| {
             let now = script.allowed(subject.app_id, subject.compose_hash, subject.device_id);
             Standing { now, confirmed: now.both() && !script.shallow.contains(&subject.app_id) }
@@ -266,7 +261,7 @@ impl Chain for Scripted {
     }
 
     async fn registration(&self, kms: Address, app: AppId) -> Result<Registration, Error> {
-        let script = self.asked()?;
+        let script = self.asked().await?;
         Ok(Registration {
             registered: script.registered.contains(&(kms, app)),
             owner: script.owners.get(&app).copied(),
@@ -276,11 +271,11 @@ impl Chain for Scripted {
     }
 
     async fn os_image_allowed(&self, kms: Address, os_image: [u8; 32]) -> Result<bool, Error> {
-        Ok(self.asked()?.os_images.contains(&(kms, os_image)))
+        Ok(self.asked().await?.os_images.contains(&(kms, os_image)))
     }
 
     async fn is_app_allowed(&self, kms: Address, boot: &BootInfo) -> Result<BootAnswer, Error> {
-        let script = self.asked()?;
+        let script = self.asked().await?;
         let allowed = script.allowed(boot.app_id, boot.compose_hash, boot.device_id);
         let refusal = [
             (script.registered.contains(&(kms, boot.app_id)), "App not registered"),
@@ -293,11 +288,11 @@ impl Chain for Scripted {
     }
 
     async fn gateway_app_id(&self, kms: Address) -> Result<Option<String>, Error> {
-        Ok(self.asked()?.gateways.get(&kms).cloned())
+        Ok(self.asked().await?.gateways.get(&kms).cloned())
     }
 
     async fn changes(&self, app: AppId, from_block: u64, to_block: u64) -> Result<Changes, Error> {
-        let script = self.asked_about(app)?;
+        let script = self.asked_about(app).await?;
         let head = script.head();
         let to = to_block.min(head.number);
         let within =
@@ -307,7 +302,7 @@ impl Chain for Scripted {
     }
 
     async fn allow_any_device(&self, app: AppId) -> Result<bool, Error> {
-        Ok(self.asked()?.any_device.contains(&app))
+        Ok(self.asked().await?.any_device.contains(&app))
     }
 }
 

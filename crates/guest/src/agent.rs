@@ -190,9 +190,6 @@ fn run(machine: &Arc<Machine>, services: &[ServiceSpec], env: &[(String, String)
         for port in &spec.ports {
             forward::start(*port, network::address(at))?;
         }
-        if machine.is_stopping() {
-            return Err("the machine goes down".to_owned());
-        }
         supervise::start(machine, Service { at, spec, bundle, log })?;
     }
     Ok(())

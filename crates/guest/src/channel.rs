@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use casemate_types::guest::{AGENT_PORT, Answer, Ask, MAX_FRAME, Question, Reply};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use zeroize::Zeroizing;
 
 use crate::agent::Machine;
 use crate::{Doing, Result, clock, power, say, stats};
@@ -92,7 +93,7 @@ fn done(result: Result<()>) -> Reply {
 }
 
 /// The next frame; nothing if there is none now.
-fn frame(port: &File) -> io::Result<Option<Vec<u8>>> {
+fn frame(port: &File) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
     let mut length = [0; 4];
     if !fill(port, &mut length, None)? {
         return Ok(None);
@@ -103,7 +104,8 @@ fn frame(port: &File) -> io::Result<Option<Vec<u8>>> {
             "a frame of {length} bytes, and at most {MAX_FRAME} are allowed"
         )));
     }
-    let mut frame = vec![0; length];
+    // It may have a secret in it.
+    let mut frame = Zeroizing::new(vec![0; length]);
     Ok(fill(port, &mut frame, Some(REST))?.then_some(frame))
 }
 

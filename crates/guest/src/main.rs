@@ -2,6 +2,7 @@
 //!
 //! The kernel starts this program as process 1. It does two things, as two processes: [`init`] keeps the system together and
 //! collects what others leave behind; [`agent`] does the work and answers the driver. If the agent ends, so does the machine.
+//! `docs/guest.md` tells the same for people who run machines.
 //!
 //! | module | holds |
 //! | --- | --- |

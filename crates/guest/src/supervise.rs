@@ -104,6 +104,9 @@ fn spawn(machine: &Machine, service: &Service) -> Result<Child> {
         crun
     };
     let cannot = |why: &dyn std::fmt::Display| format!("service `{name}` cannot be started: {why}");
+    if machine.is_stopping() {
+        return Err(cannot(&"the machine goes down"));
+    }
     File::create(&errors).map_err(|error| cannot(&error))?;
     // One that ended badly may have left its name behind.
     if Path::new("/run/crun").join(name).exists() {

@@ -5,10 +5,11 @@ use std::fmt::Display;
 use casemate_types::compose::ComposeDoc;
 use casemate_types::env::EnvVar;
 use casemate_types::error::FieldError;
-use casemate_types::ids::{Address, AppId, CvmName};
+use casemate_types::ids::{Address, AppId, CvmName, VmUuid};
 use casemate_types::patch::{CvmCreate, CvmProvision, GpuPatch, Sparse};
 use casemate_types::wire;
 use reqwest::Method;
+use serde::Deserialize;
 
 use crate::call::{Call, Parsed, parsed};
 use crate::client::Client;
@@ -87,14 +88,26 @@ impl Create {
     /// has another compose hash; and what every request can fail with.
     pub async fn send(self) -> Result<Operation> {
         let call = self.client.call(Method::POST, ["cvms"]).json(&self.body);
-        let answer = call.idempotency_key(self.idempotency_key.as_deref()).answer().await?;
-        let vm: wire::Vm = answer.json()?;
-        let cvm = match vm.vm_uuid {
-            Some(uuid) => Cvm::new(self.client.clone(), uuid),
-            None => Cvm::new(self.client.clone(), &vm.id),
-        };
-        Ok(Operation::of(&answer, cvm, Target::Running))
+        created(&self.client, call.idempotency_key(self.idempotency_key.as_deref())).await
     }
+}
+
+/// Sends what makes a CVM; the operation is about that one.
+pub(crate) async fn created(client: &Client, call: Call) -> Result<Operation> {
+    /// What of the record is needed. Servers differ in the rest.
+    #[derive(Deserialize)]
+    struct Made {
+        id: wire::NumberOrString,
+        vm_uuid: Option<VmUuid>,
+    }
+
+    let answer = call.answer().await?;
+    let made: Made = answer.json()?;
+    let cvm = match made.vm_uuid {
+        Some(uuid) => Cvm::new(client.clone(), uuid),
+        None => Cvm::new(client.clone(), &made.id),
+    };
+    Ok(Operation::of(&answer, cvm, Target::Running))
 }
 
 /// Both steps at once, with sealed environment variables: [`Client::deploy`].
@@ -125,6 +138,8 @@ pub struct Deploy {
     idempotency_key: Option<String>,
     #[cfg(feature = "chain")]
     owner: Option<(crate::chain::Wallet, Option<crate::chain::Network>)>,
+    #[cfg(feature = "chain")]
+    contract_owner: Option<Address>,
 }
 
 /// What differs from the least that a new CVM needs.
@@ -269,6 +284,13 @@ impl Deploy {
         self
     }
 
+    /// Whose the app's contract shall be, a Safe for instance; that of the wallet that signs by default. Feature `chain`.
+    #[cfg(feature = "chain")]
+    pub fn contract_owner(mut self, owner: Address) -> Self {
+        self.contract_owner = Some(owner);
+        self
+    }
+
     /// An app id and its number, as [`Client::kms`]'s `next_app_ids` gives them.
     pub fn app_id(mut self, id: AppId, nonce: u64) -> Self {
         self.changes.app_id = Some((id, nonce));
@@ -379,7 +401,8 @@ impl Deploy {
                 Devices::One(parsed("device_id", id).map_err(|problem| Error::invalid(vec![*problem]))?)
             }
         };
-        let app = NewApp { compose_hash: Some(provision.compose_hash), devices };
+        let owner = self.contract_owner;
+        let app = NewApp { compose_hash: Some(provision.compose_hash), devices, owner };
         let network = network.map_or_else(|| Network::of(kms), Ok)?;
         network.deploy_app_auth(wallet, contract, app).send().await
     }
@@ -464,6 +487,8 @@ impl Client {
             idempotency_key: None,
             #[cfg(feature = "chain")]
             owner: None,
+            #[cfg(feature = "chain")]
+            contract_owner: None,
         }
     }
 }

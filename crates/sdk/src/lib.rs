@@ -75,17 +75,19 @@
 //!
 //! | besides | here |
 //! | --- | --- |
-//! | new CVMs | [`Client::deploy`], or step by step [`Client::provision`] and [`Client::create`] |
+//! | new CVMs | [`Client::deploy`], or step by step [`Client::provision`] and [`Client::create`]; more of an app [`Cvm::replicate`], [`Cvm::commit_replica`], [`App::new_instance`] |
 //! | lists | [`Client::cvms`], [`Client::apps`], [`Client::status_batch`] |
 //! | one CVM | [`Cvm::get`], [`Cvm::state`], [`Cvm::compose_file`], [`Cvm::composition`], [`Cvm::logs`] … |
 //! | power | [`Cvm::start`], [`Cvm::stop`], [`Cvm::shutdown`], [`Cvm::restart`], [`Cvm::delete`] |
 //! | following | [`Operation::wait`], [`Operation::watch`], [`Cvm::watch`] |
 //! | environment variables | [`Cvm::seal`], [`seal`](seal()), [`Cvm::envs`] |
 //! | approvals | [`Client::approvals`], [`Client::approval`]; signing and asking on chain: `chain`, with the feature of that name |
+//! | what contracts allow | [`Cvm::is_allowed`], [`App::is_allowed`], [`App::cvms_allowed`], [`App::device_allowlist`]; what can still boot [`App::allowed`] |
 //! | history | [`Cvm::revisions`], [`Cvm::rollback`], [`Client::operations`], [`Client::audit`] |
 //! | the rest | [`Client::me`], [`Client::kms`], [`Client::keys`], [`Client::nodes`], [`Client::instance_types`], [`Client::fields`] |
 
 mod approvals;
+mod apps;
 mod call;
 #[cfg(feature = "chain")]
 pub mod chain;
@@ -112,6 +114,7 @@ pub use casemate_types as types;
 pub use casemate_types::{env, ids, wire};
 
 pub use approvals::Approval;
+pub use apps::{App, CheckAllowed, Replicate};
 pub use client::{API_KEY_VAR, BASE_URL_VAR, Builder, Client, DEFAULT_BASE_URL};
 pub use compose::{CommitCompose, Compose, ProvisionCompose};
 pub use create::{Create, Deploy, NewContract, Provision};

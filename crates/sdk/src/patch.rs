@@ -10,7 +10,9 @@ use casemate_types::patch::{CommitUpdate, CvmPatch, GpuPatch, Sparse, TxProof};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::apps::with_token;
 use crate::call::{Call, Parsed, parsed};
+use crate::create::created;
 use crate::cvm::Cvm;
 use crate::error::{Error, Result};
 use crate::how::{How, update_options};
@@ -77,6 +79,17 @@ impl Deref for Ask {
 }
 
 impl Ask {
+    /// From the answer to a request, if that asks for an approval.
+    pub(crate) fn after(error: Error, cvm: Cvm, again: Again) -> Result<PatchOutcome> {
+        let needed = match &error {
+            Error::Api(failure) if failure.status == 465 => failure.body.approval(),
+            _ => None,
+        };
+        // Without details there is nothing to act on: let the caller see what the server said.
+        let needed = Box::new(needed.ok_or(error)?);
+        Ok(PatchOutcome::NeedsApproval(Self { needed, cvm, again: Box::new(again) }))
+    }
+
     /// Runs the update now that its compose hash is registered. `tx` is the transaction that registered it, or
     /// `already-registered`.
     ///
@@ -98,6 +111,8 @@ impl Ask {
                 body["transaction_hash"] = json!(proof);
                 call.clone().json(&body)
             }
+            // Nothing but the token tells the server which replica was asked for.
+            Again::Replica(_) => return self.commit(proof).await,
         };
         let answer = call.answer().await?;
         Ok(Operation::of(&answer, self.cvm.clone(), Target::Settled))
@@ -112,6 +127,10 @@ impl Ask {
             let text = "the server gave no token: prepare the update with `prepare_only`";
             return Err(Error::invalid(vec![FieldError::body("commit_token", "missing", text)]));
         };
+        if let Again::Replica(call) = &*self.again {
+            let call = with_token(call.clone(), token.clone(), Some(self.needed.compose_hash), tx);
+            return created(self.cvm.client(), call).await;
+        }
         self.cvm.commit_update(token, self.needed.compose_hash, tx).send().await
     }
 }
@@ -125,20 +144,15 @@ pub(crate) enum Again {
     Headers(Call),
     /// The same request, the proof in the body.
     Body(Call, Value),
+    /// The server kept it: this one, with its token.
+    Replica(Call),
 }
 
 /// Sends an update that may need an approval.
 pub(crate) async fn outcome(call: Call, cvm: Cvm, again: Again) -> Result<PatchOutcome> {
     match call.answer().await {
         Ok(answer) => Ok(PatchOutcome::Accepted(Operation::of(&answer, cvm, Target::Settled))),
-        Err(Error::Api(failure)) if failure.status == 465 => match failure.body.approval() {
-            Some(needed) => {
-                Ok(PatchOutcome::NeedsApproval(Ask { needed: Box::new(needed), cvm, again: Box::new(again) }))
-            }
-            // Nothing to act on: let the caller see what the server said.
-            None => Err(Error::Api(failure)),
-        },
-        Err(error) => Err(error),
+        Err(error) => Ask::after(error, cvm, again),
     }
 }
 

@@ -16,10 +16,11 @@ use zeroize::Zeroizing;
 
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, EMBEDDED_KMS};
 use crate::driver::GuestKeys;
 use crate::http::streams::Streams;
 use crate::http::view::Stills;
+use crate::kms::Dstack;
 pub use crate::node::{NewNode, Node};
 use crate::store::Store;
 use crate::workflow::operation::Lane;
@@ -48,6 +49,8 @@ pub struct Parts {
     pub env_keys: Cache<AppId, [u8; 32]>,
     /// Answers that are still being written.
     pub streams: Streams,
+    /// Key services that are not the embedded one, by slug.
+    pub dstack_kms: BTreeMap<String, Dstack>,
     /// The chains that contract-owned key services are on.
     pub chains: Chains,
     /// Who has sent wrong commit tokens lately.
@@ -86,6 +89,7 @@ impl App {
         let secret = store.setting_ensure("secret", clock.random::<32>().to_vec()).await?;
         let secret = secret.try_into().map_err(|_| "the store's secret has not 32 bytes")?;
         let nodes = Node::open(nodes, &store, &clock).await?;
+        let dstack_kms = dstack_kms(&config)?;
         let parts = Parts {
             store,
             clock,
@@ -93,6 +97,7 @@ impl App {
             nodes,
             secret,
             config,
+            dstack_kms,
             chains,
             stills: Stills::default(),
             env_keys: Cache::new(ENV_KEYS),
@@ -128,6 +133,20 @@ impl App {
     }
 }
 
+/// The key services that are to be asked over the network.
+fn dstack_kms(config: &Config) -> Result<BTreeMap<String, Dstack>, String> {
+    let on_chain = config.contract_kms.iter().filter_map(|kms| {
+        let service = kms.service.as_ref()?;
+        Some((kms.slug.as_str(), service, Some((kms.chain_id, kms.address()))))
+    });
+    let off_chain = config.kms_service.iter().map(|service| (EMBEDDED_KMS, service, None));
+    let open = |(slug, service, contract): (&str, _, _)| {
+        let opened = Dstack::open(service, contract);
+        opened.map(|kms| (slug.to_owned(), kms)).map_err(|why| format!("key service `{slug}`: {why}"))
+    };
+    on_chain.chain(off_chain).map(open).collect()
+}
+
 impl Deref for App {
     type Target = Parts;
     fn deref(&self) -> &Parts {
@@ -150,15 +169,9 @@ impl Chains {
     /// The chains that are configured, asked at their nodes. Connects to nothing yet.
     pub fn open(config: &Config, clock: &Clock) -> Self {
         config.chains.iter().fold(Self::default(), |chains, chain| {
-            let usual = casemate_chain::ChainConfig::new(chain.chain_id, chain.rpc_urls.clone());
-            let how = casemate_chain::ChainConfig {
-                confirmations: chain.confirmations,
-                max_head_age: usual.max_head_age.filter(|_| !chain.blocks_on_demand),
-                ..usual
-            };
             let clock = clock.clone();
             let now = move || u64::try_from(clock.now().as_second()).unwrap_or_default();
-            chains.with(chain.chain_id, Arc::new(Evm::new(how, now)))
+            chains.with(chain.chain_id, Arc::new(Evm::new(chain.how_asked(), now)))
         })
     }
 

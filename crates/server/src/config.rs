@@ -3,7 +3,7 @@
 //! A key `a.b` of the file is `CASEMATE_A_B` in the environment, lists being written as in the file; the environment wins. The file and the environment are read
 //! here and nowhere else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,7 +36,9 @@ pub struct Config {
     pub dev: bool,
     /// Domain below which a gateway serves apps and instances, if there is a gateway.
     pub gateway_domain: Option<String>,
-    /// Key services that belong to a contract, beside the embedded one.
+    /// The `dstack-kms` that stands in for the embedded key service, if one does.
+    pub kms_service: Option<KmsService>,
+    /// Key services that belong to a contract, beside the one that asks nobody.
     pub contract_kms: Vec<ContractKms>,
     /// The chains that these contracts are on, and who is asked about them.
     pub chains: Vec<ChainConfig>,
@@ -66,10 +68,23 @@ pub struct ContractKms {
     pub contract: String,
     /// App id of its gateway, if it has one.
     pub gateway_app_id: Option<String>,
+    /// Where its keys lie, if not with this server.
+    pub service: Option<KmsService>,
+}
+
+/// A `dstack-kms`, and how it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KmsService {
+    /// Its address without a path: `https`, or `http` on this machine.
+    pub url: String,
+    /// The key that signs what it says about apps: a compressed secp256k1 point.
+    pub k256_public_key: [u8; 33],
+    /// PEM file with the certificate of the authority that its TLS certificate comes from.
+    pub ca_certificate: Option<PathBuf>,
 }
 
 impl ContractKms {
-    /// One without a gateway.
+    /// One without a gateway, whose keys lie with this server.
     ///
     /// # Errors
     /// `contract` is no address.
@@ -77,7 +92,13 @@ impl ContractKms {
         let address: Address = contract
             .parse()
             .map_err(|_| format!("`{contract}` is not the address of a contract: `0x` and 40 hex digits"))?;
-        Ok(Self { slug: slug.to_owned(), chain_id, contract: format!("0x{address}"), gateway_app_id: None })
+        Ok(Self {
+            slug: slug.to_owned(),
+            chain_id,
+            contract: format!("0x{address}"),
+            gateway_app_id: None,
+            service: None,
+        })
     }
 
     /// The contract's address.
@@ -99,8 +120,23 @@ pub struct ChainConfig {
     pub from_block: u64,
     /// An endpoint that clients may be told about.
     pub public_rpc_url: Option<String>,
-    /// It makes a block only when there is something to put in it, so an old head is no sign of a node that lags.
-    pub blocks_on_demand: bool,
+    /// An endpoint whose newest block is older is not believed. None: it makes a block only when there is something to put in
+    /// it, so an old head is no sign of a node that lags.
+    pub max_head_age: Option<Duration>,
+    /// Nor is one that is more blocks than this behind the others.
+    pub max_lag_blocks: u64,
+}
+
+impl ChainConfig {
+    /// The usual bounds but for what is set here.
+    pub fn how_asked(&self) -> casemate_chain::ChainConfig {
+        casemate_chain::ChainConfig {
+            confirmations: self.confirmations,
+            max_head_age: self.max_head_age,
+            max_lag_blocks: self.max_lag_blocks,
+            ..casemate_chain::ChainConfig::new(self.chain_id, self.rpc_urls.clone())
+        }
+    }
 }
 
 /// Slug of the embedded key service.
@@ -119,6 +155,7 @@ impl Default for Config {
             max_body: 4 * 1024 * 1024,
             dev: false,
             gateway_domain: None,
+            kms_service: None,
             contract_kms: Vec::new(),
             chains: Vec::new(),
             tls: None,
@@ -136,6 +173,11 @@ impl Config {
     /// The contract-owned key service with this slug.
     pub fn contract_kms(&self, slug: &str) -> Option<&ContractKms> {
         self.contract_kms.iter().find(|kms| kms.slug == slug)
+    }
+
+    /// The chains that such key services are on.
+    pub fn contract_chains(&self) -> BTreeSet<u64> {
+        self.contract_kms.iter().map(|kms| kms.chain_id).collect()
     }
 
     /// What is set for the chain with this id.
@@ -171,12 +213,18 @@ pub struct Settings {
     pub chains: Vec<ChainSettings>,
 }
 
-/// Key services beside the one inside the server.
+/// Key services. The first three name a `dstack-kms` that stands in for the one inside the server, for apps without a contract.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KmsSettings {
-    /// The keys of contract-owned key services lie with this server, and whoever runs it could take them: say `true` if that
-    /// is known and wanted. Default `false`: then there can be no `kms.contracts`.
+    /// Its address: `https://kms.example.org:8000`. Default: none, the key service inside the server.
+    pub url: Option<String>,
+    /// The key that signs what it says about apps: a compressed secp256k1 point, 66 hex digits. Needed with `url`.
+    pub k256_public_key: Option<String>,
+    /// PEM file with the certificate of its authority. Needed with `url`, unless that is `http://` on this machine.
+    pub ca_certificate: Option<PathBuf>,
+    /// The keys of contract-owned key services without a `url` lie with this server, and whoever runs it could take them: say
+    /// `true` if that is known and wanted. Default `false`: then each of `kms.contracts` needs a `url`.
     pub allow_operator_custody: Option<bool>,
     /// Key services whose apps are contracts: one `[[kms.contracts]]` for each.
     pub contracts: Vec<KmsContractSettings>,
@@ -194,6 +242,69 @@ pub struct KmsContractSettings {
     pub contract: String,
     /// App id of its gateway.
     pub gateway_app_id: Option<String>,
+    /// Address of the `dstack-kms` that has its keys. Default: none, they lie with this server.
+    pub url: Option<String>,
+    /// As `kms.k256_public_key`.
+    pub k256_public_key: Option<String>,
+    /// As `kms.ca_certificate`.
+    pub ca_certificate: Option<PathBuf>,
+}
+
+/// Reads how a `dstack-kms` is reached and known; `key` gives the whole name of a setting.
+fn kms_service(
+    key: impl Fn(&str) -> String,
+    url: Option<&str>,
+    k256_public_key: Option<&str>,
+    ca_certificate: Option<&PathBuf>,
+) -> Result<Option<KmsService>, String> {
+    let Some(given) = url else {
+        let needs = |other: &str| Err(format!("{} is missing; {} needs it", key("url"), key(other)));
+        return match (k256_public_key, ca_certificate) {
+            (None, None) => Ok(None),
+            (Some(_), _) => needs("k256_public_key"),
+            (None, Some(_)) => needs("ca_certificate"),
+        };
+    };
+    let wrong = || {
+        format!(
+            "{}: should be the address of a dstack-kms without a path, such as https://kms.example.org:8000; http:// only on \
+             this machine",
+            key("url")
+        )
+    };
+    let url: reqwest::Url = given.parse().map_err(|_| wrong())?;
+    let local = casemate_chain::is_local(&url);
+    let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+    if !bare || url.path() != "/" || url.fragment().is_some() {
+        return Err(wrong());
+    }
+    match (url.scheme(), ca_certificate) {
+        ("http", _) if local => {}
+        ("https", Some(_)) => {}
+        ("https", None) => {
+            return Err(format!(
+                "{} is missing: the certificate of the authority that the TLS certificate of {} comes from, as a PEM file",
+                key("ca_certificate"),
+                key("url")
+            ));
+        }
+        _ => return Err(wrong()),
+    }
+    let mut k256 = [0; 33];
+    let named = k256_public_key.unwrap_or_default();
+    let decoded = hex::decode_to_slice(named.trim_start_matches("0x"), &mut k256);
+    if decoded.is_err() || !matches!(k256[0], 2 | 3) {
+        return Err(format!(
+            "{} is `{named}`; should be the secp256k1 key that signs what the key service says, compressed: 66 hex digits that \
+             begin with 02 or 03",
+            key("k256_public_key")
+        ));
+    }
+    Ok(Some(KmsService {
+        url: url.as_str().trim_end_matches('/').to_owned(),
+        k256_public_key: k256,
+        ca_certificate: ca_certificate.cloned(),
+    }))
 }
 
 /// A chain.
@@ -210,9 +321,14 @@ pub struct ChainSettings {
     pub from_block: Option<u64>,
     /// An endpoint that clients are told about, for chains that they do not know. Not one that holds a key.
     pub public_rpc_url: Option<String>,
-    /// It makes a block only when there is something to put in it, as local chains do. Default `false`: a head older than two
-    /// minutes is not believed.
+    /// It makes a block only when there is something to put in it, as local chains do: a newest block of any age is believed.
+    /// Default `false`.
     pub blocks_on_demand: Option<bool>,
+    /// An endpoint whose newest block is older, or as far in the future, is not believed: 10 to 86,400. Default 120, ten blocks
+    /// of Ethereum or sixty of Base; more for a chain whose blocks take longer than 12 s.
+    pub max_head_age_seconds: Option<u64>,
+    /// Nor is one that is more blocks than this behind the one that most endpoints have reached: 1 to 10,000. Default 20.
+    pub max_lag_blocks: Option<u64>,
 }
 
 impl std::fmt::Debug for ChainSettings {
@@ -373,6 +489,12 @@ impl Settings {
                 deleted: span("keep.deleted_cvm_days", self.keep.deleted_cvm_days, default.keep.deleted)?,
             },
             max_body: limits.max_body_bytes.unwrap_or(default.max_body),
+            kms_service: kms_service(
+                |name| format!("kms.{name}"),
+                self.kms.url.as_deref(),
+                self.kms.k256_public_key.as_deref(),
+                self.kms.ca_certificate.as_ref(),
+            )?,
             contract_kms: self.contract_kms()?,
             chains: self.chains()?,
             tls: self.tls.files()?,
@@ -388,10 +510,15 @@ impl Settings {
 
     fn contract_kms(&self) -> Result<Vec<ContractKms>, String> {
         let mut all: Vec<ContractKms> = Vec::new();
-        if !self.kms.contracts.is_empty() && !self.kms.allow_operator_custody.unwrap_or(false) {
-            return Err("kms.contracts: the keys of these key services would lie with this server, and whoever runs it could \
-                 take them whatever the contracts say; set kms.allow_operator_custody = true if that is wanted"
-                .into());
+        let with_us = self.kms.contracts.iter().position(|asked| asked.url.is_none());
+        if let Some(index) = with_us
+            && !self.kms.allow_operator_custody.unwrap_or(false)
+        {
+            return Err(format!(
+                "kms.contracts[{index}]: the keys of this key service would lie with this server, and whoever runs it could \
+                 take them whatever the contract says; name a dstack-kms as its url, or set kms.allow_operator_custody = true \
+                 if that is wanted"
+            ));
         }
         for (index, asked) in self.kms.contracts.iter().enumerate() {
             let key = |name: &str| format!("kms.contracts[{index}].{name}");
@@ -418,6 +545,12 @@ impl Settings {
             let mut kms = ContractKms::new(slug, asked.chain_id, &asked.contract)
                 .map_err(|error| format!("{}: {error}", key("contract")))?;
             kms.gateway_app_id.clone_from(&asked.gateway_app_id);
+            kms.service = kms_service(
+                key,
+                asked.url.as_deref(),
+                asked.k256_public_key.as_deref(),
+                asked.ca_certificate.as_ref(),
+            )?;
             all.push(kms);
         }
         Ok(all)
@@ -444,13 +577,38 @@ impl Settings {
             if all.iter().any(|other| other.chain_id == asked.chain_id) {
                 return Err(format!("{} is {}, which another one has", key("chain_id"), asked.chain_id));
             }
+            let max_head_age = match (asked.blocks_on_demand, asked.max_head_age_seconds) {
+                (Some(true), None) => None,
+                (Some(true), Some(_)) => {
+                    return Err(format!(
+                        "{} is set, and with blocks_on_demand blocks of any age are believed; should be one of the two",
+                        key("max_head_age_seconds")
+                    ));
+                }
+                (_, None) => Some(casemate_chain::MAX_HEAD_AGE),
+                (_, Some(seconds @ 10..=86_400)) => Some(Duration::from_secs(seconds)),
+                (_, Some(seconds)) => {
+                    return Err(format!(
+                        "{} is {seconds}; should be from 10 to 86400",
+                        key("max_head_age_seconds")
+                    ));
+                }
+            };
+            let max_lag_blocks = asked.max_lag_blocks.unwrap_or(casemate_chain::MAX_LAG_BLOCKS);
+            if !(1..=10_000).contains(&max_lag_blocks) {
+                return Err(format!(
+                    "{} is {max_lag_blocks}; should be from 1 to 10000",
+                    key("max_lag_blocks")
+                ));
+            }
             all.push(ChainConfig {
                 chain_id: asked.chain_id,
                 rpc_urls,
                 confirmations,
                 from_block: asked.from_block.unwrap_or(0),
                 public_rpc_url: asked.public_rpc_url.clone(),
-                blocks_on_demand: asked.blocks_on_demand.unwrap_or(false),
+                max_head_age,
+                max_lag_blocks,
             });
         }
         Ok(all)
@@ -475,6 +633,9 @@ const KEYS: &[&str] = &[
     "keep.step_event_days",
     "keep.expired_days",
     "keep.deleted_cvm_days",
+    "kms.url",
+    "kms.k256_public_key",
+    "kms.ca_certificate",
     "kms.allow_operator_custody",
     "kms.contracts",
     "chains",
@@ -600,6 +761,70 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_lie_with_a_dstack_kms_need_no_leave() {
+        let key = format!("02{}", "ab".repeat(32));
+        let service = format!(
+            "url = \"https://kms.example:8000/\"\nk256_public_key = \"{key}\"\nca_certificate = \"ca.pem\"\n"
+        );
+        let contract = |slug: &str, service: &str| {
+            format!(
+                "[[kms.contracts]]\nslug = \"{slug}\"\nchain_id = 8453\ncontract = \"{}\"\n{service}",
+                "11".repeat(20)
+            )
+        };
+        let config = kms(&format!("[kms]\n{service}{}", contract("base", &service))).unwrap();
+        let service_of = config.contract_kms("base").unwrap().service.clone().unwrap();
+        assert_eq!(
+            (service_of.url.as_str(), service_of.k256_public_key[1]),
+            ("https://kms.example:8000", 0xab)
+        );
+        assert_eq!(config.kms_service, Some(service_of));
+        // One beside it without a `url` needs it.
+        let both = format!("{}{}", contract("base", &service), contract("other", ""));
+        assert!(kms(&both).unwrap_err().contains("kms.contracts[1]: the keys of this key service would lie"));
+        for (from, to, named) in [
+            ("https://kms.example:8000/", "http://kms.example", ".url: should be"),
+            ("https://kms.example:8000/", "https://kms.example/path", ".url: should be"),
+            ("https://kms.example:8000/", "https://me:secret@kms.example", ".url: should be"),
+            ("https://kms.example:8000/", "kms.example", ".url: should be"),
+            ("url =", "#", "url is missing; "),
+            ("ca_certificate =", "#", "ca_certificate is missing: the certificate"),
+            ("k256_public_key =", "#", "k256_public_key is ``; should be"),
+            ("\"02", "\"04", "k256_public_key is `04ab"),
+            ("\"02ab", "\"02", "k256_public_key is `02ab"),
+        ] {
+            let wrong = service.replace(from, to);
+            for (settings, place) in
+                [(format!("[kms]\n{wrong}"), "kms."), (contract("base", &wrong), "kms.contracts[0]")]
+            {
+                let settings = settings.replace("[kms]\n", "[kms]\nallow_operator_custody = true\n");
+                let settings = settings.replace("[[kms.c", "[kms]\nallow_operator_custody = true\n[[kms.c");
+                let error = kms(&settings).unwrap_err();
+                assert!(error.contains(named) && error.starts_with(place), "{settings}: {error}");
+                assert!(!error.contains("secret"), "{error}");
+            }
+        }
+        let local = service
+            .replace("https://kms.example:8000/", "http://127.0.0.1:8000")
+            .replace("ca_certificate =", "#");
+        assert_eq!(kms(&format!("[kms]\n{local}")).unwrap().kms_service.unwrap().ca_certificate, None);
+    }
+
+    #[test]
+    fn how_old_a_newest_block_may_be_is_set_for_each_chain() {
+        for (settings, age, lag) in [
+            ("", Some(120), 20),
+            ("blocks_on_demand = false\n", Some(120), 20),
+            ("blocks_on_demand = true\n", None, 20),
+            ("max_head_age_seconds = 600\nmax_lag_blocks = 3\n", Some(600), 3),
+        ] {
+            let chain = kms(settings).unwrap().chain(8453).unwrap().how_asked();
+            assert_eq!(chain.max_head_age.map(|age| age.as_secs()), age, "{settings}");
+            assert_eq!(chain.max_lag_blocks, lag, "{settings}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_with_a_chain_is_named() {
         let contract = |slug: &str, chain_id: u64, contract: &str| {
             format!(
@@ -618,6 +843,15 @@ mod tests {
             ("[[chains]]\nchain_id = 1\nrpc_urls = [\"ftp://a\"]\n".into(), "chains[1].rpc_urls"),
             (CHAIN.into(), "chains[1].chain_id"),
             (format!("{}confirmations = 0\n", CHAIN.replace("8453", "1")), "chains[1].confirmations"),
+            (
+                format!("{}max_head_age_seconds = 9\n", CHAIN.replace("8453", "1")),
+                "chains[1].max_head_age_seconds",
+            ),
+            (
+                format!("{}blocks_on_demand = true\nmax_head_age_seconds = 60\n", CHAIN.replace("8453", "1")),
+                "chains[1].max_head_age_seconds",
+            ),
+            (format!("{}max_lag_blocks = 0\n", CHAIN.replace("8453", "1")), "chains[1].max_lag_blocks"),
         ] {
             let error = kms(&settings).unwrap_err();
             assert!(error.contains(named), "{settings}: {error}");

@@ -19,7 +19,7 @@ use casemate_server::cvm::state::Cvm;
 use casemate_server::driver::Driver;
 use casemate_server::driver::sim::{Sim, SimConfig};
 use casemate_server::error::Result;
-use casemate_server::store::{CvmFilter, Durability, Store, WriterMode};
+use casemate_server::store::{Claimed, CvmFilter, Durability, Store, Work, WriterMode};
 use casemate_server::workflow::operation::{Kind, Operation, StepName};
 use casemate_server::workflow::update::{Outcome, Request};
 use casemate_server::workflow::worker::{self, LEASE, Moment, NoProbe, Probe};
@@ -61,9 +61,32 @@ impl World {
 
     /// A world with a chain to ask, on which an app's contract decides for the key service `base`.
     pub async fn with_chain(chain: Arc<dyn Chain>) -> Self {
-        let base = ContractKms::new("base", 8453, &"11".repeat(20)).expect("an address");
-        let config = Config { dev: true, contract_kms: vec![base], ..Config::default() };
-        Self::build(SimConfig::node(1), config, Chains::default().with(8453, chain), WriterMode::Inline).await
+        Self::with_chain_and(chain, |_| ()).await
+    }
+
+    /// As [`World::with_chain`], with other settings.
+    pub async fn with_chain_and(chain: Arc<dyn Chain>, change: impl FnOnce(&mut Config)) -> Self {
+        Self::with_key_services([("base", 8453, chain)], change).await
+    }
+
+    /// A world with such key services, each with its slug and the id of its chain, and other settings.
+    pub async fn with_key_services(
+        all: impl IntoIterator<Item = (&str, u64, Arc<dyn Chain>)>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let (mut config, mut chains) = (Config { dev: true, ..Config::default() }, Chains::default());
+        for (slug, chain_id, chain) in all {
+            let kms = ContractKms::new(slug, chain_id, &"11".repeat(20)).expect("an address");
+            config.contract_kms.push(kms);
+            chains = chains.with(chain_id, chain);
+        }
+        change(&mut config);
+        Self::build(SimConfig::node(1), config, chains, WriterMode::Inline).await
+    }
+
+    /// A world with this node, these settings, and chains that can be asked.
+    pub async fn with_chains(node: SimConfig, config: Config, chains: Chains) -> Self {
+        Self::build(node, config, chains, WriterMode::Inline).await
     }
 
     /// A world whose store commits on a thread of its own, as it does outside tests.
@@ -172,6 +195,16 @@ impl World {
         self.app.store.operation(self.actor.workspace_id, id).expect("the operation is there")
     }
 
+    /// Claims what is due, at most `limit` operations.
+    pub async fn claim(&self, limit: usize) -> Vec<Work> {
+        self.claimed(limit).await.work
+    }
+
+    async fn claimed(&self, limit: usize) -> Claimed {
+        let now = self.clock.now();
+        self.app.store.operation_claim(None, now, now + LEASE, limit).await.expect("claims")
+    }
+
     /// Works until nothing is open any more.
     pub async fn settle(&self) {
         self.settle_with(&NoProbe).await;
@@ -182,7 +215,7 @@ impl World {
         // Far more rounds than any run needs: a run that does not end is a failure and not a hang.
         for _ in 0..10_000 {
             let now = self.clock.now();
-            let claimed = self.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims");
+            let claimed = self.claimed(64).await;
             if claimed.work.is_empty() {
                 let Some(due) = claimed.next else { return };
                 let wait = Duration::try_from(due.duration_since(now)).unwrap_or_default();
@@ -343,15 +376,7 @@ impl Probe for Interrupter<'_> {
                 let world = self.world;
                 if world.operation(operation.id).state.is_open() {
                     world.clock.sleep(LEASE).await;
-                    let now = world.clock.now();
-                    for work in world
-                        .app
-                        .store
-                        .operation_claim(None, now, now + LEASE, 64)
-                        .await
-                        .expect("claims")
-                        .work
-                    {
+                    for work in world.claim(64).await {
                         Box::pin(worker::carry(&world.app, work, &OneStep)).await;
                     }
                 }

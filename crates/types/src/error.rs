@@ -437,6 +437,7 @@ mod tests {
                 gateway_app_id: None,
                 chain: None,
                 custody: None,
+                problem: None,
             },
             commit_token: None,
             commit_url: None,

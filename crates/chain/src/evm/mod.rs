@@ -5,14 +5,20 @@
 //! whole question, and if it fails, the next one answers the whole question anew, until the deadline. So no answer is put
 //! together from what two nodes say.
 //!
+//! How far the chain is, no node decides alone if there are several: it counts what more than half of them have reached, so
+//! one that shows a block far above that puts nobody aside. Such a node has to have that block, and what the others show below
+//! it; else it is asked last. One node is believed. Of two, the one that is far ahead is believed if it can show so much. Blocks
+//! that are too old, or of a time to come, do not count at all.
+//!
 //! What a node says is checked against itself: a receipt's block has to be the one that the chain has at its height, and
 //! contracts are asked at the head by its hash, which a node refuses if that block is no longer the chain's (EIP-1898). A
-//! node that lies consistently is believed: nothing but a proof of consensus could find it out.
+//! node that lies consistently is believed, if most do not contradict it: nothing but a proof of consensus could find it out.
 
 pub(crate) mod rpc;
 mod session;
 pub(crate) mod wire;
 
+use std::cmp::Reverse;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +28,7 @@ use casemate_types::ids::{Address, AppId};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use self::rpc::{Endpoint, Trouble};
+use self::rpc::{Endpoint, Reply, Trouble};
 use self::session::{Session, block_by_number, latest};
 use self::wire::Header;
 use crate::ask::{
@@ -84,6 +90,47 @@ impl Evm {
 
     /// The nodes in the order in which to ask them, with the head that each has shown. Errors are of those that are left out.
     async fn sessions(&self, errors: &mut Vec<Error>) -> Vec<(Session, Option<Header>)> {
+        let now = (self.now)();
+        let session = |endpoint: &Arc<Endpoint>, newest| {
+            let (config, endpoint) = (self.config.clone(), endpoint.clone());
+            Session { config, endpoint, newest, now }
+        };
+        let mut heads = self.heads().await;
+        for (endpoint, head) in self.endpoints.iter().zip(&mut heads) {
+            // What is not of this time has no say in how far the others should be.
+            if let Some(Ok(shown)) = head
+                && let Err(trouble) = session(endpoint, 0).believe(*shown)
+            {
+                *head = Some(Err(trouble));
+            }
+        }
+        let (newest, doubtful) = self.compared(&heads).await;
+        let (mut first, mut late, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, (endpoint, head)) in self.endpoints.iter().zip(heads).enumerate() {
+            let session = session(endpoint, newest);
+            match head {
+                None => late.push((session, None)),
+                Some(head) => match head.and_then(|head| session.believe(head).map(|()| head)) {
+                    Ok(head) => {
+                        endpoint.note(None);
+                        let turn = if doubtful.contains(&place) { &mut last } else { &mut first };
+                        turn.push((session, Some(head)));
+                    }
+                    Err(trouble) => {
+                        let error = trouble.into();
+                        endpoint.note(Some(&error));
+                        errors.push(error);
+                    }
+                },
+            }
+        }
+        first.append(&mut late);
+        first.append(&mut last);
+        first
+    }
+
+    /// The head of each node. None: it is not quick enough.
+    async fn heads(&self) -> Vec<Option<Result<Header, Trouble>>> {
         let mut looks = JoinSet::new();
         for (place, endpoint) in self.endpoints.iter().cloned().enumerate() {
             looks.spawn(async move {
@@ -95,7 +142,7 @@ impl Evm {
                 (place, head)
             });
         }
-        let mut heads: Vec<Option<Result<Header, Trouble>>> = Vec::new();
+        let mut heads = Vec::new();
         heads.resize_with(self.endpoints.len(), || None);
         let mut until: Option<Instant> = None;
         loop {
@@ -112,51 +159,44 @@ impl Evm {
                 }
                 // Such a task ends early only when the runtime does.
                 Some(Err(_)) => {}
-                None => break,
+                None => return heads,
             }
         }
-        let newest = self.agreed_head(&heads).await;
-        let (mut first, mut late) = (Vec::new(), Vec::new());
-        for (endpoint, head) in self.endpoints.iter().zip(heads) {
-            let config = self.config.clone();
-            let session = Session { config, endpoint: endpoint.clone(), newest, now: (self.now)() };
-            match head {
-                None => late.push((session, None)),
-                Some(head) => match head.and_then(|head| session.believe(head).map(|()| head)) {
-                    Ok(head) => {
-                        endpoint.note(None);
-                        first.push((session, Some(head)));
-                    }
-                    Err(trouble) => {
-                        let error = trouble.into();
-                        endpoint.note(Some(&error));
-                        errors.push(error);
-                    }
-                },
-            }
-        }
-        first.append(&mut late);
-        first
     }
 
-    /// The height that most nodes have reached, so that one which makes itself newer than it is puts nobody aside. Of two, the
-    /// one that is far ahead has to have the block that the other one shows.
-    async fn agreed_head(&self, heads: &[Option<Result<Header, Trouble>>]) -> u64 {
-        let shown = self.endpoints.iter().zip(heads);
-        let mut shown: Vec<_> =
-            shown.filter_map(|(at, head)| Some((at, head.as_ref()?.as_ref().ok()?))).collect();
-        shown.sort_by_key(|(_, head)| head.number.0);
-        let agreed = shown.get(shown.len().saturating_sub(1) / 2).map(|(_, head)| head.number.0);
-        let [(_, behind), (endpoint, ahead)] = shown[..] else { return agreed.unwrap_or_default() };
-        if ahead.number.0.saturating_sub(behind.number.0) <= self.config.max_lag_blocks {
-            return ahead.number.0;
+    /// How far nodes have to be, and the places of those that are much further and cannot show why.
+    async fn compared(&self, heads: &[Option<Result<Header, Trouble>>]) -> (u64, Vec<usize>) {
+        let shown = heads.iter().enumerate();
+        let mut shown: Vec<(usize, Header)> =
+            shown.filter_map(|(place, head)| Some((place, *head.as_ref()?.as_ref().ok()?))).collect();
+        shown.sort_by_key(|(_, head)| Reverse(head.number.0));
+        // More than half have at least got there. If too few show anything, nothing is decided.
+        let Some((_, agreed)) = shown.get(self.endpoints.len() / 2) else { return (0, Vec::new()) };
+        let usual = agreed.number.0.saturating_add(self.config.max_lag_blocks);
+        let (mut newest, mut doubtful) = (agreed.number.0, Vec::new());
+        for (place, head) in shown.iter().take_while(|(_, head)| head.number.0 > usual) {
+            let proof = self.builds_on(&self.endpoints[*place], *head, *agreed);
+            if timeout_at(Instant::now() + HEAD_START, proof).await != Ok(true) {
+                doubtful.push(*place);
+            } else if shown.len() == 2 {
+                newest = head.number.0;
+            }
         }
-        let same =
-            endpoint.exchange(&[block_by_number(behind.number.0)]).await.ok().and_then(|mut replies| {
-                let block: Header = endpoint.read(replies.pop()?).ok()?;
-                Some(block.hash.0 == behind.hash.0)
-            });
-        if same == Some(true) { ahead.number.0 } else { behind.number.0 }
+        (newest, doubtful)
+    }
+
+    /// Does a node have the block that it shows as its newest one, and below it, made earlier, the one that others show? Where
+    /// blocks are made on demand, many may be of one second.
+    async fn builds_on(&self, endpoint: &Endpoint, head: Header, below: Header) -> bool {
+        let calls = [block_by_number(below.number.0), block_by_number(head.number.0)];
+        let Ok(replies) = endpoint.exchange(&calls).await else { return false };
+        let has = |(reply, block): (Reply, Header)| {
+            endpoint
+                .read::<Header>(reply)
+                .is_ok_and(|there| there.hash == block.hash && there.number == block.number)
+        };
+        let later = self.config.max_head_age.is_none() || head.timestamp.0 > below.timestamp.0;
+        later && replies.into_iter().zip([below, head]).all(has)
     }
 }
 

@@ -35,7 +35,7 @@ const MAX_TEXT: usize = 1000;
 pub(crate) struct Session {
     pub(crate) config: Arc<ChainConfig>,
     pub(crate) endpoint: Arc<Endpoint>,
-    /// The newest block that any node of the chain showed for this question.
+    /// The height that the chain's nodes are expected to have.
     pub(crate) newest: u64,
     /// Seconds since 1970 when the question began.
     pub(crate) now: u64,
@@ -247,18 +247,22 @@ impl Session {
         Ok(State { standings: standings.collect(), block: head.block() })
     }
 
-    /// `patience` is when a transaction is no longer waited for.
+    /// `patience` is when a transaction, or a block more, is no longer waited for.
     pub(crate) async fn check(
         &self,
         head: Header,
         question: &Question,
         patience: Instant,
     ) -> Result<Verdict, Trouble> {
-        let Some(tx) = question.tx else { return self.check_state(head, question).await };
-        let mut torn = 0;
+        let (mut torn, mut first) = (0, Some(head));
         loop {
             let next = Instant::now() + self.config.poll_every;
-            match self.look(question, tx).await? {
+            let look = match (question.tx, first.take()) {
+                (Some(tx), _) => self.look(question, tx).await?,
+                (None, Some(head)) => self.look_at_state(head, question).await?,
+                (None, None) => self.look_at_state(self.head().await?, question).await?,
+            };
+            match look {
                 Look::Done(verdict) => return Ok(verdict),
                 Look::Later(why) if next > patience => return Ok(Verdict::NotYet(why)),
                 Look::Later(_) => {}
@@ -273,18 +277,18 @@ impl Session {
         }
     }
 
-    async fn check_state(&self, head: Header, question: &Question) -> Result<Verdict, Trouble> {
+    async fn look_at_state(&self, head: Header, question: &Question) -> Result<Look, Trouble> {
         let state = self.state(head, &[subject(question)]).await?;
         let standing = state.standings.first().copied().unwrap_or_default();
         Ok(match standing {
-            Standing { now, .. } if !now.both() => Verdict::NotAllowed(now),
+            Standing { now, .. } if !now.both() => Look::Done(Verdict::NotAllowed(now)),
             Standing { confirmed: false, .. } => {
                 let wanted = self.config.confirmations;
-                Verdict::NotYet(format!("the contract allows it only since fewer than {wanted} blocks"))
+                Look::Later(format!("the contract allows it only since fewer than {wanted} blocks"))
             }
             Standing { .. } => {
                 let Block { number, hash } = state.block;
-                Verdict::Confirmed(Evidence { block: number, block_hash: hash, log_index: None })
+                Look::Done(Verdict::Confirmed(Evidence { block: number, block_hash: hash, log_index: None }))
             }
         })
     }
@@ -432,10 +436,11 @@ impl Session {
         let (last, mut next) = (to.min(head.number.0), from);
         let mut found = Changes { changes: Vec::new(), read_to: head.block(), head: head.block() };
         let mut span = self.endpoint.log_blocks();
-        // What was read has to be told before the time for the whole question is over.
+        // What was read has to be told before the time for the whole question is over, and what was not, another node may give.
         let enough = Instant::now() + self.config.deadline / 2;
+        let mut trouble = None;
         for _ in 0..LOG_QUERIES {
-            if next > last || (next > from && Instant::now() >= enough) {
+            if next > last || Instant::now() >= enough {
                 break;
             }
             let end = last.min(next.saturating_add(span - 1));
@@ -444,21 +449,27 @@ impl Session {
                     found.changes.extend(changes);
                     found.read_to = read_to;
                     next = end + 1;
-                    span = span.saturating_mul(2).min(self.config.log_blocks.max(1));
+                    // Slowly: one query that is too long costs more than many that are short.
+                    span = (span + span.div_ceil(8)).min(self.config.log_blocks.max(1));
                 }
                 // More than the node likes to give at once, or can find in time.
-                Err(Trouble::Refused(_) | Trouble::TooLong(_) | Trouble::Unreachable(_)) if span > 1 => {
+                Err(too_much @ (Trouble::Refused(_) | Trouble::TooLong(_) | Trouble::Unreachable(_)))
+                    if span > 1 =>
+                {
                     span = span.min(end - next + 1).div_ceil(2);
+                    trouble = Some(too_much);
                 }
-                Err(_) if next > from => break,
-                Err(trouble) => return Err(trouble),
+                Err(other) => {
+                    trouble = Some(other);
+                    break;
+                }
             }
             self.endpoint.set_log_blocks(span);
         }
-        if next == from && next <= last {
-            return Err(self.endpoint.unreachable("refuses every query for logs"));
+        match trouble {
+            Some(trouble) if next == from => Err(trouble),
+            _ => Ok(found),
         }
-        Ok(found)
     }
 
     async fn logs(&self, app: AppId, from: u64, to: u64) -> Result<(Vec<Change>, Block), Trouble> {

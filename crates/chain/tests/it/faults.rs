@@ -2,15 +2,15 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use casemate_chain::dev::{Anvil, StartError, find_anvil};
 use casemate_chain::faults::{Fault, Proxy};
 use casemate_chain::{Chain, ChainConfig, Error, Evm, Verdict};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::world::{FIRST, World, anvil, config, confirmed, evm};
+use crate::world::{FIRST, World, anvil, config, confirmed, evm, number};
 
 /// Longer than any question may take here, by far.
 const FOR_EVER: Duration = Duration::from_secs(60);
@@ -208,61 +208,213 @@ async fn an_anvil_ends_with_a_killed_owner() {
     tokio::time::timeout(FOR_EVER, gone).await.expect("it ends too");
 }
 
-/// A proxy whose newest block has another number than it has.
-fn ahead(proxy: &Proxy) {
-    proxy.lie(|method, params, reply| {
-        if method == "eth_getBlockByNumber" && params[0] == "latest" {
-            reply["result"]["number"] = json!("0x7fffffff");
+/// Far above the chain.
+const HEIGHT: &str = "0x7fffffff";
+
+/// Changes a block of the chain, the newest or the one at this height, knowing the newest one as it is.
+type Boast = fn(&mut Value, &str, &Value);
+
+/// How a node may make itself newer than it is.
+const BOASTS: [(&str, Boast); 6] = [
+    ("has no such block", |block, at, newest| {
+        if at == "latest" {
+            *block = higher(newest, 1);
         }
-        if method == "eth_getBlockByNumber" && params[0] != "latest" {
-            reply["result"] = json!(null);
+    }),
+    ("another block there", |block, at, newest| match at {
+        "latest" => *block = higher(newest, 1),
+        HEIGHT => *block = other(higher(newest, 1)),
+        _ => {}
+    }),
+    ("another chain below", |block, at, newest| match at {
+        "latest" | HEIGHT => *block = higher(newest, 1),
+        _ => *block = other(block.take()),
+    }),
+    ("made at the same time", |block, at, newest| {
+        if at == "latest" || at == HEIGHT {
+            *block = higher(newest, 0);
+        }
+    }),
+    ("made in a time to come", |block, at, newest| {
+        if at == "latest" || at == HEIGHT {
+            *block = higher(newest, 121);
+        }
+    }),
+    ("knows no state", |block, at, newest| {
+        if at == "latest" {
+            *block = other(higher(newest, 1));
+        }
+    }),
+];
+
+/// The newest block, but far above the chain and made so many seconds later.
+fn higher(newest: &Value, seconds: u64) -> Value {
+    let mut block = newest.clone();
+    block["number"] = json!(HEIGHT);
+    block["timestamp"] = json!(format!("0x{:x}", number(&newest["timestamp"]) + seconds));
+    block
+}
+
+/// With another hash.
+fn other(mut block: Value) -> Value {
+    block["hash"] = json!(format!("0x{}", "11".repeat(32)));
+    block
+}
+
+/// A node of this world that boasts.
+async fn boasting(world: &World, (_, boast): (&str, Boast)) -> Proxy {
+    let newest = world.call("eth_getBlockByNumber", json!(["latest", false])).await;
+    let (proxy, _) = world.proxied().await;
+    proxy.lie(move |method, params, reply| {
+        if method == "eth_getBlockByNumber" {
+            boast(&mut reply["result"], params[0].as_str().expect("a height or a word"), &newest);
         }
     });
+    proxy
 }
 
 #[tokio::test]
 async fn a_node_that_makes_itself_newer_puts_nobody_aside() {
     let world = World::start().await;
-    let (proxy, _) = world.proxied().await;
-    ahead(&proxy);
-    // As one of two, and as one of three: the honest ones, preferred, go on answering.
     let honest = world.chain().rpc_url();
-    for nodes in [vec![honest.clone(), proxy.url()], vec![honest.clone(), proxy.url(), honest.clone()]] {
-        let many = evm(config(nodes));
-        let head = many.head().await.unwrap();
-        assert!(head.block.number < 0x7fff_ffff, "{head:?}");
-        confirmed(&ask(&world, &many).await.unwrap());
+    let head = world.evm().head().await.unwrap();
+    let (dead, _) = world.proxied().await;
+    dead.set(Fault::Down);
+    for boast in BOASTS {
+        let proxy = boasting(&world, boast).await;
+        let (what, liar) = (boast.0, proxy.url());
+        for nodes in [
+            vec![honest.clone(), liar.clone()],
+            vec![liar.clone(), honest.clone()],
+            vec![liar.clone(), honest.clone(), honest.clone()],
+            vec![honest.clone(), liar.clone(), honest.clone()],
+            vec![liar.clone(), dead.url(), honest.clone()],
+        ] {
+            let config = ChainConfig { max_head_age: Some(Duration::from_secs(120)), ..config(nodes) };
+            let many = Evm::new(config.clone(), move || head.timestamp);
+            assert_eq!(many.head().await.unwrap(), head, "{what}: {:?}", config.rpc_urls);
+            confirmed(&ask(&world, &many).await.unwrap());
+        }
     }
 }
 
 #[tokio::test]
-async fn a_log_is_read_from_a_node_that_is_slow_with_many_blocks() {
+async fn a_node_that_is_quick_to_boast_and_then_fails_is_not_missed() {
+    let world = World::start().await;
+    let boasts = boasting(&world, BOASTS[5]).await;
+    let (honest, _) = world.proxied().await;
+    // Too late to show its head with the other one.
+    let asked = AtomicUsize::new(0);
+    honest.hang_on(move |_, _| asked.fetch_add(1, Ordering::Relaxed) < 1);
+    let both = ChainConfig { deadline: FOR_EVER, ..brief(config([boasts.url(), honest.url()])) };
+    confirmed(
+        &ask(&world, &evm(ChainConfig { call_timeout: Duration::from_secs(2), ..both })).await.unwrap(),
+    );
+}
+
+#[tokio::test]
+async fn of_two_nodes_that_prove_nothing_the_lower_one_is_asked_first_and_then_the_other() {
+    let world = World::start().await;
+    let proxy = boasting(&world, BOASTS[0]).await;
+    let (honest, _) = world.proxied().await;
+    honest.lie(|method, _, reply| {
+        if method == "eth_getTransactionReceipt" {
+            reply["result"] = json!("nonsense");
+        }
+    });
+    let both = evm(config([honest.url(), proxy.url()]));
+    confirmed(&ask(&world, &both).await.unwrap());
+}
+
+/// What a node may put where something else belongs.
+fn abuse() -> String {
+    format!("{}\n\u{1b}[31m{}", Proxy::KEY, "x".repeat(1 << 20))
+}
+
+#[tokio::test]
+async fn nothing_that_a_node_says_is_passed_on_as_it_is() {
+    let world = World::start().await;
+    let (proxy, evm) = world.proxied().await;
+    let question = world.question(FIRST, Some(world.made));
+    let assert_fit = |what: &str, error: Error| {
+        let shown = error.to_string();
+        assert!(!shown.contains(Proxy::KEY) && !shown.chars().any(char::is_control), "{what}: {shown}");
+        assert!(shown.len() < 400, "{what}: {} bytes", shown.len());
+    };
+    for (asked, at) in [
+        ("eth_chainId", "/result"),
+        ("eth_getBlockByNumber", "/result"),
+        ("eth_getBlockByNumber", "/result/number"),
+        ("eth_getTransactionReceipt", "/result"),
+        ("eth_getTransactionReceipt", "/result/status"),
+        ("eth_getTransactionReceipt", "/result/logs/0/data"),
+        ("eth_call", "/result"),
+        ("eth_getLogs", "/result"),
+        ("eth_getLogs", "/result/0/logIndex"),
+    ] {
+        for refuses in [false, true] {
+            proxy.lie(move |method, _, reply| {
+                if method == asked && refuses {
+                    *reply = json!({ "id": reply["id"] });
+                    reply["error"] = json!({ "code": -1, "message": abuse(), "data": abuse() });
+                } else if method == asked {
+                    *reply.pointer_mut(at).expect("a good answer has it") = json!(abuse());
+                }
+            });
+            let error = match asked {
+                "eth_getLogs" => evm.changes(world.app, 0, u64::MAX).await.expect_err(at),
+                _ => evm.check(&question).await.expect_err(at),
+            };
+            assert_fit(at, error);
+        }
+    }
+    for whole in [
+        json!([{ "id": abuse() }]),
+        json!(abuse()),
+        json!([{ "id": 0, "error": abuse() }]),
+        json!([{ "id": 0, "error": { "code": abuse() } }]),
+        json!({ "error": { "code": 1, "message": abuse() } }),
+    ] {
+        proxy.set(Fault::Garbage(whole.to_string().leak()));
+        assert_fit("whole", evm.check(&question).await.expect_err("no answer"));
+    }
+}
+
+/// Blocks that a query for logs covers; none of another call.
+fn blocks(method: &str, params: &Value) -> u64 {
+    match method {
+        "eth_getLogs" => number(&params[0]["toBlock"]) - number(&params[0]["fromBlock"]) + 1,
+        _ => 0,
+    }
+}
+
+#[tokio::test]
+async fn a_log_is_read_from_a_node_that_is_too_slow_for_many_blocks() {
     let world = World::start().await;
     world.mine(300).await;
     let (proxy, _) = world.proxied().await;
-    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let seen = Arc::clone(&asked);
-    proxy.lie(move |method, params, reply| {
-        if method == "eth_getLogs" {
-            let number = |key: &str| {
-                u64::from_str_radix(params[0][key].as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
-            };
-            let blocks = number("toBlock") - number("fromBlock") + 1;
-            seen.lock().unwrap().push(blocks);
-            if blocks > 40 {
-                *reply = json!({ "jsonrpc": "2.0", "id": reply["id"], "error": { "code": -32005, "message": "too slow" } });
+    let slow = evm(brief(config([proxy.url()])));
+    for most in [100, 30] {
+        proxy.hang_on(move |method, params| blocks(method, params) > most);
+        let (mut next, mut changes, mut failed) = (0, Vec::new(), 0);
+        loop {
+            match slow.changes(world.app, next, u64::MAX).await {
+                Ok(read) => {
+                    changes.extend(read.changes);
+                    next = read.read_to.number + 1;
+                    if read.read_to == read.head {
+                        break;
+                    }
+                }
+                // There may be no time left for what it could do; the next question begins with less.
+                Err(_) => failed += 1,
             }
+            assert!(failed < 4, "read to {next}");
         }
-    });
-    let slow = evm(config([proxy.url()]));
-    let (mut next, mut rounds) = (0, 0);
-    loop {
-        let changes = slow.changes(world.app, next, u64::MAX).await.unwrap();
-        rounds += 1;
-        if changes.read_to.number >= changes.head.number {
-            break;
-        }
-        next = changes.read_to.number + 1;
-        assert!(rounds < 30, "{:?}", asked.lock().unwrap());
+        assert_eq!(changes.len(), 2, "the device and the hash that the app's contract was made with");
     }
+    // What takes long at one node does not keep another one from being asked.
+    proxy.hang_on(|method, _| method == "eth_getLogs");
+    let both = evm(brief(config([proxy.url(), world.chain().rpc_url()])));
+    assert_eq!(both.changes(world.app, 0, u64::MAX).await.unwrap().changes.len(), 2);
 }

@@ -215,6 +215,23 @@ async fn confirmations_are_counted_from_the_transactions_own_block() {
 }
 
 #[tokio::test]
+async fn a_hash_that_is_not_deep_enough_is_waited_for() {
+    let world = World::start().await;
+    world.register(NEXT).await;
+    let minute = Duration::from_secs(60);
+    let patient = ChainConfig { confirmations: 3, receipt_wait: minute, deadline: minute, ..world.config() };
+    let (patient, question) = (evm(patient), world.question(NEXT, None));
+    let mine = async {
+        // Mined only after the client has looked at least once.
+        let three = evm(ChainConfig { confirmations: 3, ..world.config() });
+        not_yet(three.check(&question).await.unwrap());
+        world.mine(2).await;
+    };
+    let (verdict, ()) = tokio::join!(patient.check(&question), mine);
+    confirmed(&verdict.unwrap());
+}
+
+#[tokio::test]
 async fn a_question_about_another_chain_is_a_mistake() {
     let world = World::start().await;
     let question = casemate_chain::Question { chain_id: 1, ..world.question(FIRST, None) };

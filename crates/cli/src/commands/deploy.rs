@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use casemate_sdk::chain::checksummed;
+use casemate_sdk::ids::Address;
 use casemate_sdk::types::compose::ComposeDoc;
 use casemate_sdk::types::ids::hostname_from;
 use casemate_sdk::{Deploy as Creation, Error, Operation, wire};
@@ -76,6 +77,21 @@ struct Place {
     /// app, which whoever signs owns
     #[arg(long, value_name = "KMS")]
     kms: Option<String>,
+    /// Who shall own the contract that is made for the app, a Safe for instance [default: whoever signs]
+    #[arg(long, value_name = "ADDRESS", value_parser = owner)]
+    owner: Option<Address>,
+}
+
+/// An address that somebody owns: with a typing error in it, nobody would.
+fn owner(text: &str) -> Result<Address, String> {
+    let address: Address = text.parse().map_err(|error| format!("{error}"))?;
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let checked = digits.bytes().any(|byte| byte.is_ascii_uppercase())
+        && digits.bytes().any(|byte| byte.is_ascii_lowercase());
+    if checked && checksummed(address).strip_prefix("0x") != Some(digits) {
+        return Err("its letters' case says that there is a typing error in it (EIP-55)".to_owned());
+    }
+    Ok(address)
 }
 
 impl Deploy {
@@ -118,6 +134,12 @@ impl Deploy {
         }
         let provision = creation.provision().await?;
         let operation = match provision.app_id {
+            Some(_) if self.place.owner.is_some() => {
+                return Err(Failure::usage(
+                    "--owner: this key service has no contract, so there is none to own",
+                )
+                .hint("`--kms` names one that has; `casemate kms list` shows them"));
+            }
             Some(_) => creation.create(provision, None).await?,
             None => self.with_contract(cx, name, &creation, provision).await?,
         };
@@ -139,7 +161,11 @@ impl Deploy {
                 "the server names neither an app nor the key service that has a contract",
             ));
         };
-        let what = format!("a contract on {}, which whoever signs for it owns", chain_name(chain_id));
+        let whose = match self.place.owner {
+            Some(owner) => format!("{} owns", checksummed(owner)),
+            None => "whoever signs for it owns".to_owned(),
+        };
+        let what = format!("a contract on {}, which {whose}", chain_name(chain_id));
         let Some(wallet) = self.signing.wallet(cx, &format!("{name} needs {what}."))? else {
             return Err(Failure::failed(format!("{name} is not created: it needs {what}"))
                 .hint(format!("`--private-key-file FILE`, or {PRIVATE_KEY_VAR}, signs for it")));
@@ -197,6 +223,9 @@ impl Deploy {
             None => {}
             Some(kind) if is_kind(kind) => creation = creation.kms(kind.to_ascii_lowercase().as_str().into()),
             Some(slug) => creation = creation.kms_id(slug),
+        }
+        if let Some(owner) = self.place.owner {
+            creation = creation.contract_owner(owner);
         }
         if self.place.dev_os {
             creation = creation.prefer_dev(true);
@@ -303,6 +332,16 @@ mod tests {
     #[test]
     fn the_help_names_the_files_that_are_looked_for() {
         assert!(COMPOSE_HELP.contains(&USUAL_FILES.join(", ")));
+    }
+
+    #[test]
+    fn an_owner_with_a_typing_error_is_refused() {
+        let right = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266";
+        for text in [right, &right.to_lowercase(), right.trim_start_matches("0x")] {
+            assert!(owner(text).is_ok(), "{text}");
+        }
+        assert!(owner(&right.replace("266", "366")).unwrap_err().contains("EIP-55"));
+        assert!(owner("0x12").is_err());
     }
 
     #[test]

@@ -68,7 +68,7 @@ fn rows(services: &[KmsContract]) -> String {
         Col::Left("CUSTODY"),
         Col::Left("SIGNING KEY"),
     ];
-    table(
+    let listed = table(
         &columns,
         services.iter().map(|kms| {
             let text = |text: &Option<String>| text.clone().unwrap_or_else(|| NOTHING.into());
@@ -82,5 +82,10 @@ fn rows(services: &[KmsContract]) -> String {
                 kms.k256_pubkey.as_deref().map_or_else(|| NOTHING.into(), human::short),
             ]
         }),
-    )
+    );
+    let problems = services.iter().filter_map(|kms| {
+        let problem = kms.problem.as_ref()?;
+        Some(format!("\n{} cannot be used: {problem}", kms.slug.as_ref().unwrap_or(&kms.id)))
+    });
+    std::iter::once(listed).chain(problems).collect()
 }

@@ -6,7 +6,7 @@ use casemate_sdk::wire::{self, DryRun, PlanKind};
 use casemate_sdk::{Ask, Operation, PatchOutcome};
 use clap::Args;
 
-use super::approvals::{before_signing, ways as approval_ways};
+use super::approvals::{before_signing, is_of, ways as approval_ways};
 use super::changes::Texts;
 use super::signing::{Signing, chain_name, note_registered, note_signing};
 use crate::context::Context;
@@ -47,6 +47,9 @@ pub(crate) enum Approving<'a> {
     Here(&'a Signing, Option<&'a Texts>),
 }
 
+/// What a CVM is once another one like it was made.
+pub(crate) const REPLICATED: &str = "replicated";
+
 /// A change of a CVM, in the words of one command.
 pub(crate) struct Change<'a> {
     /// The CVM, as the user named it.
@@ -69,7 +72,7 @@ impl Change<'_> {
         let ask = match outcome {
             PatchOutcome::Accepted(operation) => {
                 if approving == Approving::ByOthers {
-                    cx.out.warning("no approval is needed here, so the update runs at once");
+                    cx.out.warning("no approval is needed here, so it is done at once");
                 }
                 return self.accepted(cx, &operation).await;
             }
@@ -80,13 +83,20 @@ impl Change<'_> {
             let what =
                 format!("The contract {contract} has to allow the new compose hash 0x{}.", ask.compose_hash);
             if let Some(wallet) = signing.wallet(cx, &what)? {
-                if let Some(id) = &ask.approval_id {
-                    before_signing(&cx.client()?.approval(id).get().await?, typed)?;
+                match &ask.approval_id {
+                    Some(id) => {
+                        let shown = cx.client()?.approval(id).get().await?;
+                        is_of(&shown, &ask)?;
+                        before_signing(&shown, typed)?;
+                    }
+                    None => cx.out.warning(
+                        "this server does not show the text behind the compose hash: it is signed unread",
+                    ),
                 }
                 return self.signed(cx, &ask, &wallet, signing).await;
             }
         }
-        needs_approval(cx, self.cvm, &ask, approving)
+        self.needs_approval(cx, &ask, approving)
     }
 
     /// Registers what is needed, and runs the update.
@@ -100,12 +110,70 @@ impl Change<'_> {
         let confirmed = register.confirm(&registered).await.about_cvm(self.cvm);
         let operation = confirmed.map_err(|failure| {
             let proof = registered.proof();
-            failure.hint(format!(
-                "it is registered: `casemate cvms confirm {} {hash} {proof}` goes on",
-                self.cvm
-            ))
+            let goes_on = match &ask.approval_id {
+                Some(id) => format!("approvals commit {id} {proof}"),
+                None if self.is_replica() => format!("cvms commit-replica {} TOKEN {hash} {proof}", self.cvm),
+                None => format!("cvms confirm {} {hash} {proof}", self.cvm),
+            };
+            failure.hint(format!("it is registered: `casemate {goes_on}` goes on"))
         })?;
         self.accepted(cx, &operation).await
+    }
+
+    /// Shows what has to be registered, and how it goes on then.
+    fn needs_approval(&self, cx: &Context, ask: &Ask, approving: Approving<'_>) -> Result<()> {
+        const MESSAGE: &str = "the app's contract has to allow it first";
+        cx.out.result(&ErrorBody::approval_needed(MESSAGE, ask), |_| needed_text(ask))?;
+        let ways = self.ways(ask);
+        if approving == Approving::ByOthers || ask.auto_commit {
+            cx.out.note(&format!("\n{ways}"));
+            return Ok(());
+        }
+        if !cx.out.is_json() {
+            cx.out.note("");
+        }
+        let failure = Failure::failed(format!("{} is not {} yet: {MESSAGE}", self.cvm, self.done));
+        Err(failure.hint(format!("how it goes on:\n{ways}")))
+    }
+
+    /// How it goes on, in commands.
+    fn ways(&self, ask: &Ask) -> String {
+        let (cvm, app, hash) = (self.cvm, ask.app_id, ask.compose_hash);
+        let waits = "nothing: the server does it once it is allowed".to_owned();
+        let known = match &ask.approval_id {
+            Some(id) => approval_ways(id, ask.auto_commit.then_some(waits)),
+            // Another server: what it does not know is made here.
+            None => {
+                let chain = ask.kms_info.chain_id.unwrap_or_default();
+                let device = if ask.device_id.is_empty() {
+                    String::new()
+                } else {
+                    format!(" --device-id {}", ask.device_id)
+                };
+                let run = match ask.commit_token {
+                    Some(_) if self.is_replica() => {
+                        format!("casemate cvms commit-replica {cvm} TOKEN {hash}")
+                    }
+                    Some(_) => format!("casemate cvms commit {cvm} TOKEN {hash}"),
+                    None => format!("casemate cvms confirm {cvm} {hash}"),
+                };
+                fields([
+                    ("sign it here", Some("the same command with --private-key-file FILE".to_owned())),
+                    (
+                        "in a Safe",
+                        Some(format!(
+                            "casemate approvals safe-batch --app-id {app} --compose-hash {hash}{device} --chain-id {chain}"
+                        )),
+                    ),
+                    ("run it then", Some(run)),
+                ])
+            }
+        };
+        known.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    }
+
+    fn is_replica(&self) -> bool {
+        self.done == REPLICATED
     }
 
     /// What follows an accepted request.
@@ -203,21 +271,6 @@ fn plan_text(cvm: &str, plan: &wire::Plan) -> String {
     lines.join("\n")
 }
 
-/// Shows what has to be registered, and how it goes on then.
-fn needs_approval(cx: &Context, cvm: &str, ask: &Ask, approving: Approving<'_>) -> Result<()> {
-    const MESSAGE: &str = "the app's contract has to allow its compose hash first";
-    cx.out.result(&ErrorBody::approval_needed(MESSAGE, ask), |_| needed_text(ask))?;
-    if approving == Approving::ByOthers || ask.auto_commit {
-        cx.out.note(&format!("\n{}", ways(cvm, ask)));
-        return Ok(());
-    }
-    if !cx.out.is_json() {
-        cx.out.note("");
-    }
-    let failure = Failure::failed(format!("{cvm} is not updated yet: {MESSAGE}"));
-    Err(failure.hint(format!("how it goes on:\n{}", ways(cvm, ask))))
-}
-
 /// What has to be registered.
 fn needed_text(ask: &Ask) -> String {
     let yes = |allowed: bool| if allowed { "allowed" } else { "not allowed yet" };
@@ -236,39 +289,6 @@ fn needed_text(ask: &Ask) -> String {
         // The link holds it.
         ("token", ask.commit_token.clone().filter(|_| ask.commit_url.is_none())),
     ])
-}
-
-/// How it goes on, in commands.
-fn ways(cvm: &str, ask: &Ask) -> String {
-    let (app, hash) = (ask.app_id, ask.compose_hash);
-    let waits = format!("nothing: the server updates {cvm} once it is allowed");
-    let known = match &ask.approval_id {
-        Some(id) => approval_ways(id, ask.auto_commit.then_some(waits)),
-        // Another server: what it does not know is made here.
-        None => {
-            let chain = ask.kms_info.chain_id.unwrap_or_default();
-            let device = if ask.device_id.is_empty() {
-                String::new()
-            } else {
-                format!(" --device-id {}", ask.device_id)
-            };
-            let run = match ask.commit_token {
-                Some(_) => format!("casemate cvms commit {cvm} TOKEN {hash}"),
-                None => format!("casemate cvms confirm {cvm} {hash}"),
-            };
-            fields([
-                ("sign it here", Some("the same command with --private-key-file FILE".to_owned())),
-                (
-                    "in a Safe",
-                    Some(format!(
-                        "casemate approvals safe-batch --app-id {app} --compose-hash {hash}{device} --chain-id {chain}"
-                    )),
-                ),
-                ("run it then", Some(run)),
-            ])
-        }
-    };
-    known.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

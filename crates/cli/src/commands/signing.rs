@@ -219,6 +219,7 @@ mod tests {
             gateway_app_id: None,
             chain: url.map(|url| serde_json::json!({ "rpcUrls": { "default": { "http": [url] } } })),
             custody: None,
+            problem: None,
         };
         let host = |signing: &Signing, cx: &Context, kms: &KmsInfo| signing.network(cx, kms).unwrap().host();
         let none = signing(&[]);

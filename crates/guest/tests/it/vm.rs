@@ -325,3 +325,27 @@ fn vm_ends_with_its_agent() {
     vm.press_power();
     vm.off();
 }
+
+#[test]
+fn vm_with_a_full_disk_goes_on_and_boots_again() {
+    let fill = "dd if=/dev/zero of=/data/fill bs=1M 2>/dev/null; exec /bin/server";
+    let yaml = json!({
+        "services": {"web": {"image": "web:1", "entrypoint": ["sh", "-c", fill], "ports": ["80:8080"], "volumes": ["data:/data"]}},
+        "volumes": {"data": null},
+    })
+    .to_string();
+    let disks = Disks::new();
+    for boot in 1..=2 {
+        let mut vm = disks.boot(&config(boot, &yaml, &[]), &[80]);
+        vm.done();
+        assert_eq!(vm.get(80, "/"), "web 1");
+        let Reply::Stats(stats) = vm.ask(Ask::Stats) else { panic!("no stats") };
+        assert!(stats.disk_total - stats.disk_used < 16 * 1024 * 1024, "it is full: {stats:?}");
+        assert!(matches!(
+            vm.ask(Ask::Logs { service: "web".to_owned(), from: 0, limit: 10 }),
+            Reply::Logs(_)
+        ));
+        vm.ask(Ask::PowerOff);
+        vm.off();
+    }
+}

@@ -78,13 +78,15 @@ pub struct AppAuth {
     pub gas_used: u64,
 }
 
-/// What the contract of a new app allows from the beginning. Nothing by default.
+/// What the contract of a new app allows from the beginning, nothing by default, and whose it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NewApp {
     /// This compose hash.
     pub compose_hash: Option<ComposeHash>,
     /// These devices.
     pub devices: Devices,
+    /// Who owns it, a Safe for instance; `None` is the wallet that signs.
+    pub owner: Option<Address>,
 }
 
 /// Devices that a new app's contract allows.
@@ -218,7 +220,7 @@ impl Network {
     ///
     /// let wallet = Wallet::from_file("owner.key")?;
     /// let kms_contract = "0xe7f1725E7734CE288F8367e1Bb143E90bb3F0512";
-    /// let app = NewApp { compose_hash: Some(hash), devices: Devices::Any };
+    /// let app = NewApp { compose_hash: Some(hash), devices: Devices::Any, owner: None };
     /// let made = Network::new(8453)?.deploy_app_auth(&wallet, kms_contract, app).send().await?;
     /// println!("app {} for {} units of gas", made.app_id, made.gas_used);
     /// # Ok(())
@@ -239,7 +241,7 @@ impl Network {
                 Devices::Any => (true, [0; 32]),
             };
             let call = Kms::deployAndRegisterAppCall {
-                deployer: deployer.0.into(),
+                deployer: app.owner.unwrap_or(deployer).0.into(),
                 disableUpgrades: false,
                 allowAnyDevice: any,
                 deviceId: device.into(),

@@ -4,6 +4,7 @@
 
 mod aliases;
 mod approvals;
+mod apps;
 mod chain;
 mod cloud;
 mod operations;

@@ -22,6 +22,14 @@ fn every_future_and_stream_is_send() {
     is_send(client.operations().stream());
     is_send(client.audit().stream());
     is_send(client.approvals().stream());
+    is_send(client.app("a").allowed());
+    is_send(client.app("a").is_allowed(HASH).send());
+    is_send(client.app("a").cvms_allowed());
+    is_send(client.app("a").device_allowlist());
+    is_send(client.app("a").new_instance().send());
+    is_send(cvm.is_allowed().send());
+    is_send(cvm.replicate().send());
+    is_send(cvm.commit_replica("t", HASH, ""));
     is_send(client.approval("a").get());
     is_send(client.approval("a").commit(""));
     is_send(client.status_batch([]));

@@ -126,6 +126,12 @@ pub trait Driver: Send + Sync {
     /// What this node can do.
     fn abilities(&self) -> Abilities;
 
+    /// Do its machines get their keys from this server, over a channel of its own? Then no other key service gives them any:
+    /// those go by what a TEE has measured.
+    fn brings_keys(&self) -> bool {
+        self.kind() != "dstack"
+    }
+
     /// How long a machine may take from start to "done" before it counts as one that does not boot.
     fn boot_deadline(&self) -> Duration;
 

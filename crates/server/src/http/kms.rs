@@ -6,6 +6,7 @@ use axum::response::Response;
 use casemate_types::ids::AppId;
 use casemate_types::version::ApiVersion;
 use casemate_types::wire;
+use futures_util::future::join_all;
 use serde::Serialize;
 
 use super::error::answer;
@@ -15,7 +16,7 @@ use super::view::{self, KmsKind};
 use crate::app::App;
 use crate::config::{ContractKms, EMBEDDED_KMS};
 use crate::error::{Error, Resource, Result};
-use crate::kms::chain_name;
+use crate::kms::{EnvKey, Keys, chain_name, env_key, keys};
 use crate::workflow::create::app_id_of;
 use crate::workflow::onchain;
 
@@ -41,9 +42,14 @@ fn by_contract(caller: &Caller) -> bool {
     caller.version >= ApiVersion::V20260623
 }
 
-fn contract(app: &App, kms: &KmsKind<'_>) -> wire::KmsContract {
+fn contract(app: &App, kms: &KmsKind<'_>, problem: Option<String>) -> wire::KmsContract {
+    let keys = keys(app, slug(kms));
+    let off_chain = match keys {
+        Keys::Embedded(_) => "Embedded",
+        Keys::Dstack(_) => "dstack-kms",
+    };
     let (slug, label, contract_address, chain_id) = match kms {
-        KmsKind::Embedded => (EMBEDDED_KMS.to_owned(), "Embedded".to_owned(), EMBEDDED_KMS.to_owned(), 0),
+        KmsKind::OffChain => (EMBEDDED_KMS.to_owned(), off_chain.to_owned(), EMBEDDED_KMS.to_owned(), 0),
         KmsKind::Contract(ContractKms { slug, chain_id, contract, .. }) => {
             (slug.clone(), format!("Contract on chain {chain_id}"), contract.clone(), *chain_id)
         }
@@ -54,23 +60,33 @@ fn contract(app: &App, kms: &KmsKind<'_>) -> wire::KmsContract {
         label: Some(label),
         contract_address,
         chain_id,
-        k256_pubkey: Some(hex::encode(app.kms.k256_public_key())),
-        ca_pubkey: Some(hex::encode(app.kms.ca_public_key())),
+        k256_pubkey: Some(keys.k256_public_key()),
+        ca_pubkey: keys.ca_public_key(),
         node_count: 1,
-        custody: Some("operator".to_owned()),
+        custody: Some(keys.custody().to_owned()),
+        problem,
     }
+}
+
+fn info(app: &App, kms: &KmsKind<'_>, problem: Option<String>) -> wire::KmsInfo {
+    wire::KmsInfo { problem, ..view::kms_info(app, slug(kms)) }
+}
+
+async fn problem(app: &App, kms: &KmsKind<'_>) -> Option<String> {
+    keys(app, slug(kms)).problem(app).await
 }
 
 fn slug<'a>(kms: &KmsKind<'a>) -> &'a str {
     match kms {
-        KmsKind::Embedded => EMBEDDED_KMS,
+        KmsKind::OffChain => EMBEDDED_KMS,
         KmsKind::Contract(kms) => &kms.slug,
     }
 }
 
 /// List key services
 ///
-/// `custody` says who could change the code that gets the keys: here it is whoever runs this server.
+/// `custody` says who could change the code that gets the keys: whoever runs this server, or, with a `dstack-kms` in a TEE,
+/// nobody. `problem` says why a `dstack-kms` cannot be used at the moment.
 #[utoipa::path(get, path = "/kms", tag = "kms",
     params(
         ("page" = Option<u64>, Query, description = "Which page, from 1.", minimum = 1),
@@ -82,17 +98,20 @@ pub async fn kms_list(State(app): State<App>, caller: Caller, params: Params) ->
     let wanted = Wanted::read(&params, page::MOST)?;
     let is_onchain = params.flag("is_onchain")?;
     let contracts = app.config.contract_kms.iter().map(KmsKind::Contract);
-    let all = std::iter::once(KmsKind::Embedded).chain(contracts);
+    let all = std::iter::once(KmsKind::OffChain).chain(contracts);
     let fits =
         |kms: &KmsKind<'_>| is_onchain.is_none_or(|wanted| matches!(kms, KmsKind::Contract(_)) == wanted);
     let services: Vec<_> = all.filter(fits).collect();
     let total = services.len() as u64;
     let services = wanted.of(services);
+    // All at once: several that do not answer are waited for only once.
+    let problems = join_all(services.iter().map(|kms| problem(&app, kms))).await;
+    let services = services.iter().zip(problems);
     let page = if by_contract(&caller) {
-        let items = services.iter().map(|kms| contract(&app, kms)).collect();
+        let items = services.map(|(kms, problem)| contract(&app, kms, problem)).collect();
         KmsPage::Contracts(wire::Page::new(items, total, wanted.page, wanted.size))
     } else {
-        let items = services.iter().map(|kms| view::kms_info(&app, slug(kms))).collect();
+        let items = services.map(|(kms, problem)| info(&app, kms, problem)).collect();
         KmsPage::Services(wire::Page::new(items, total, wanted.page, wanted.size))
     };
     Ok(answer(StatusCode::OK, &page))
@@ -104,9 +123,10 @@ pub async fn kms_list(State(app): State<App>, caller: Caller, params: Params) ->
     responses((status = 200, description = "The key service", body = KmsAnswer)))]
 pub async fn kms_get(State(app): State<App>, caller: Caller, Path(named): Path<String>) -> Result<Response> {
     let kms = view::kms_kind(&app, &named)?;
+    let problem = problem(&app, &kms).await;
     let shown = match by_contract(&caller) {
-        true => KmsAnswer::Contract(contract(&app, &kms)),
-        false => KmsAnswer::Service(view::kms_info(&app, slug(&kms))),
+        true => KmsAnswer::Contract(contract(&app, &kms, problem)),
+        false => KmsAnswer::Service(info(&app, &kms, problem)),
     };
     Ok(answer(StatusCode::OK, &shown))
 }
@@ -130,7 +150,8 @@ pub async fn kms_nodes(State(app): State<App>, _: Caller, Path(named): Path<Stri
 
 /// Get an app's public key
 ///
-/// The key to seal an environment with, signed by the key service. The app need not exist yet.
+/// The key to seal an environment with, signed by the key service. The app need not exist yet. 503 if it lies with a
+/// `dstack-kms` that cannot be asked, unless it is known already: it never changes.
 #[utoipa::path(get, path = "/kms/{kms}/pubkey/{app_id}", tag = "kms",
     params(
         ("kms" = String, Path, description = "Slug, id or kind of the key service."),
@@ -142,18 +163,16 @@ pub async fn kms_pubkey(
     _: Caller,
     Path((named, app_id)): Path<(String, String)>,
 ) -> Result<Response> {
-    view::kms_kind(&app, &named)?;
+    let kms = view::kms_kind(&app, &named)?;
     let app_id: AppId = app_id.parse().map_err(|error| Error::Rejected {
         code: None,
         field: None,
         message: format!("`{app_id}` names no app: {error}"),
     })?;
-    let key =
-        app.kms.env_public_key(&app_id).map_err(|error| Error::internal("derive a key")(error.into()))?;
+    let EnvKey { public_key, signature } = env_key(&app, slug(&kms), &app_id).await?;
     // Strict clients accept exactly these two fields, so the signature is the one without a time.
-    let signature = app.kms.sign_env_public_key(&app_id, &key, None);
-    let answered =
-        wire::PubKey { public_key: hex::encode(key), signature: hex::encode(signature), timestamp: None };
+    let (public_key, signature) = (hex::encode(public_key), hex::encode(signature));
+    let answered = wire::PubKey { public_key, signature, timestamp: None };
     Ok(answer(StatusCode::OK, &answered))
 }
 
@@ -186,12 +205,13 @@ pub async fn kms_on_chain(State(app): State<App>, _: Caller, Path(chain): Path<S
     let chain_id = chain_id.ok_or(Error::NotFound { what: Resource::Chain })?;
     let mut contracts = Vec::new();
     for kms in all.iter().filter(|kms| kms.chain_id == chain_id) {
+        let keys = keys(&app, &kms.slug);
         contracts.push(wire::KmsOnChainContract {
             contract_address: kms.contract.clone(),
             chain_id,
             chain_name: chain_name(chain_id),
-            k256_pubkey: Some(hex::encode(app.kms.k256_public_key())),
-            ca_pubkey: Some(hex::encode(app.kms.ca_public_key())),
+            k256_pubkey: Some(keys.k256_public_key()),
+            ca_pubkey: keys.ca_public_key(),
             gateway_contract_address: kms.gateway_app_id.clone(),
             devices: app.nodes.values().map(|node| on_chain_device(&node.facts())).collect(),
             os_images: on_chain_images(&app, &kms.slug).await,

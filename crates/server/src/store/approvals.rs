@@ -146,17 +146,28 @@ pub struct Closing {
     pub id: Uuid,
     /// What the chain said, as JSON.
     pub evidence: String,
+    /// The key in whose name the server does it by itself.
+    pub auto_key: Option<i64>,
     /// Now.
     pub at: Timestamp,
 }
 
 impl Closing {
-    /// `ApprovalClosed` if it cannot be committed any more.
+    /// By this author: who sends no request is the server itself.
+    pub fn of(approval: &Approval, author: &Author, evidence: String, at: Timestamp) -> Self {
+        let auto_key = author.key_id.filter(|_| author.request_id.is_none());
+        Self { id: approval.id, evidence, auto_key, at }
+    }
+
+    /// `ApprovalClosed` if it cannot be committed any more: also where auto-commit was switched off meanwhile, or the key in whose
+    /// name it is was revoked.
     pub(super) fn close(&self, tx: &Connection, op: OperationId) -> Result<()> {
         let sql =
             "UPDATE approval SET state = 'committed', op = ?, evidence = ? WHERE id = ? AND state = 'open'
-          AND expires_at > ?";
-        match tx.prepare_cached(sql)?.execute(params![op.0, self.evidence, self.id, millis(self.at)])? {
+          AND expires_at > ?4 AND (?5 IS NULL OR auto_key = ?5 AND attention IS NULL
+            AND EXISTS (SELECT 1 FROM api_key WHERE id = ?5 AND revoked_at IS NULL))";
+        let closed = params![op.0, self.evidence, self.id, millis(self.at), self.auto_key];
+        match tx.prepare_cached(sql)?.execute(closed)? {
             0 => Err(Error::ApprovalClosed),
             _ => Ok(()),
         }

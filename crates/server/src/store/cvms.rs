@@ -13,11 +13,12 @@ use super::approvals::Closing;
 use super::events::{self, NewEvent};
 use super::operations::{Accepted, Inserted};
 use super::rows::{self, CVM, Origin, Parts, const_format, insert_revision, millis, named, time};
-use super::{Error, Result, Store, nodes};
+use super::{Error, Result, Store, env_keys, nodes};
 use crate::auth::Author;
 use crate::cvm::spec::{Booking, Spec};
 use crate::cvm::state::{Cvm, Power};
 use crate::driver::Report;
+use crate::kms::EnvKey;
 use crate::workflow::operation::{Kind, Options};
 
 /// A CVM to be made, and its app if that is new.
@@ -35,6 +36,8 @@ pub struct NewCvm {
     pub app_uid: String,
     /// Slug of the key service, used if the app is new.
     pub kms: String,
+    /// The app's public key, if its key service is not the embedded one; used if the app is new.
+    pub env_key: Option<EnvKey>,
     /// The node that it goes to.
     pub node_id: i64,
     /// Unique in the workspace.
@@ -496,7 +499,8 @@ fn ensure_app(tx: &Connection, new: &NewCvm) -> Result<i64> {
         Some(_) => Err(Error::Constraint(super::constraint::APP_ID)),
         None => {
             tx.prepare_cached(
-                "INSERT INTO app (app_id, uid, workspace_id, name, kms, deployer, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO app (app_id, uid, workspace_id, name, kms, env_key, deployer, created_at)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![
                 new.app_id.0,
@@ -504,6 +508,7 @@ fn ensure_app(tx: &Connection, new: &NewCvm) -> Result<i64> {
                 new.workspace_id,
                 new.name,
                 new.kms,
+                new.env_key.map(env_keys::bytes),
                 new.deployer,
                 millis(new.at)
             ])

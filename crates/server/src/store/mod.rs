@@ -19,6 +19,7 @@ mod answers;
 mod app_logs;
 mod approvals;
 mod cvms;
+mod env_keys;
 mod events;
 mod lists;
 mod nodes;

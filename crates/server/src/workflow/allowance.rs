@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use casemate_chain::{Subject, What};
 use casemate_types::ids::{AppId, ComposeHash, DeviceId};
-
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::auto_commit;
@@ -117,38 +117,39 @@ async fn read(
     Ok((log, read_to))
 }
 
-/// Reads on, until `stop` is cancelled, in the logs that somebody began to read.
+/// Reads on, until `stop` is cancelled, in the logs that somebody began to read. Each chain has rounds of its own, so that one
+/// which is slow holds up no other.
 pub async fn run(app: App, stop: CancellationToken) {
-    while stop.run_until_cancelled(read_on(&app)).await.is_some() {
-        if stop.run_until_cancelled(app.clock.sleep(auto_commit::EVERY)).await.is_none() {
-            return;
-        }
-    }
+    let chains = app.config.contract_chains();
+    let reads = chains.into_iter().map(|chain_id| {
+        auto_commit::every(&app, &stop, move |app| async move { read_chain(&app, chain_id).await })
+    });
+    join_all(reads).await;
 }
 
-/// One round of that: so many pieces of each log. Chains are read beside each other, and one that does not answer is left alone
-/// until the next round.
+/// One round of that.
 pub async fn read_on(app: &App) {
+    join_all(app.config.contract_chains().into_iter().map(|chain_id| read_chain(app, chain_id))).await;
+}
+
+/// Reads so many pieces of each log on this chain, unless it does not answer at all.
+async fn read_chain(app: &App, chain_id: u64) {
     let unfinished = match app.store.app_logs_unfinished() {
         Ok(unfinished) => unfinished,
         Err(error) => return tracing::warn!(%error, "which contracts' logs to read is not known"),
     };
-    let mut by_kms: BTreeMap<String, Vec<(i64, AppId)>> = BTreeMap::new();
     for (row, app_id, kms) in unfinished {
-        by_kms.entry(kms).or_default().push((row, app_id));
-    }
-    let reads = by_kms.iter().map(|(kms, logs)| async move {
         // Its key service may not be configured any more.
-        let Ok(Some(contract)) = onchain::contract(app, kms) else { return };
-        for (row, app_id) in logs {
-            let Err(error) = read(app, &contract, *row, *app_id, Some(PIECES)).await else { continue };
-            tracing::warn!(app.id = %app_id, error = %error.with_causes(), "a contract's log could not be read");
-            if contract.head().await.is_err() {
-                return;
-            }
+        let Ok(Some(contract)) = onchain::contract(app, &kms) else { continue };
+        if contract.kms.chain_id != chain_id {
+            continue;
         }
-    });
-    futures_util::future::join_all(reads).await;
+        let Err(error) = read(app, &contract, row, app_id, Some(PIECES)).await else { continue };
+        tracing::warn!(app.id = %app_id, error = %error.with_causes(), "a contract's log could not be read");
+        if contract.head().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Is this hash allowed on this device, and may any device?

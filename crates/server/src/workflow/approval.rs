@@ -394,7 +394,7 @@ async fn commit(
         cvm = app.store.cvm(cvm.id)?;
         request.check_match(&cvm)?;
         let plan = approved_plan(app, &cvm, &request.wish, approval, repeated)?;
-        let closing = Closing { id: approval.id, evidence: evidence.clone(), at: app.clock.now() };
+        let closing = Closing::of(approval, &request.author, evidence.clone(), app.clock.now());
         match update::store_plan(app, &cvm, plan, &request, Some(closing)).await {
             Ok(accepted) => return Ok(Outcome::Accepted(Box::new(accepted))),
             Err(store::Error::Changed) => {}
@@ -488,14 +488,7 @@ pub(super) async fn prove(
 /// `Unavailable` or `NotConfigured`.
 pub(super) async fn allowed_now(app: &App, cvm: &Cvm, compose_hash: ComposeHash) -> Result<Allowed> {
     let contract = onchain::contract(app, &cvm.kms)?.ok_or(Error::NotFound { what: Resource::Kms })?;
-    let device = onchain::device(app, cvm.node_id)?;
-    match contract.check(cvm.app_id, compose_hash, device, TxProof::StateOnly).await? {
-        Verdict::Confirmed(_) => Ok(Allowed { compose_hash: true, device: true }),
-        Verdict::NotAllowed(allowed) => Ok(allowed),
-        Verdict::NotYet(why) | Verdict::OtherTransaction(why) => {
-            Err(Error::Unavailable { service: "the chain", source: why.into() })
-        }
-    }
+    contract.allowed(onchain::subject(app, cvm, compose_hash)?).await
 }
 
 /// What the contract allows now; nothing if that cannot be found out.

@@ -5,16 +5,17 @@
 //! asks about everything; what is allowed and confirmed then takes the same road as any other commit, proof included, so a
 //! token and this cannot both carry one approval out.
 
-use std::collections::BTreeMap;
+use std::future::Future;
 use std::time::Duration;
 
-use casemate_chain::{Standing, Subject};
+use casemate_chain::Subject;
 use casemate_types::patch::TxProof;
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::approval::{self, Committed};
-use super::onchain::{self, Contract};
+use super::onchain;
 use crate::app::App;
 use crate::auth::Author;
 use crate::error::{Error, ProofCheck, Result};
@@ -26,56 +27,56 @@ pub const EVERY: Duration = Duration::from_secs(15);
 /// Most approvals that are read from the store at a time.
 const AT_ONCE: usize = 500;
 
-/// Looks until `stop` is cancelled.
+/// Looks until `stop` is cancelled. Each chain has rounds of its own, so that one which is slow holds up no other.
 pub async fn run(app: App, stop: CancellationToken) {
-    while stop.run_until_cancelled(once(&app)).await.is_some() {
-        if stop.run_until_cancelled(app.clock.sleep(EVERY)).await.is_none() {
-            return;
+    let chains = app.config.contract_chains();
+    let commits = chains
+        .into_iter()
+        .map(|chain_id| every(&app, &stop, move |app| async move { commit(&app, chain_id).await }));
+    tokio::join!(every(&app, &stop, |app| async move { expire(&app).await }), join_all(commits));
+}
+
+/// Does this now and every [`EVERY`] until `stop` is cancelled.
+pub(super) fn every<F: Future<Output = ()>>(
+    app: &App,
+    stop: &CancellationToken,
+    round: impl Fn(App) -> F,
+) -> impl Future<Output = ()> {
+    let (app, stop) = (app.clone(), stop.clone());
+    async move {
+        while stop.run_until_cancelled(round(app.clone())).await.is_some() {
+            if stop.run_until_cancelled(app.clock.sleep(EVERY)).await.is_none() {
+                return;
+            }
         }
     }
 }
 
 /// One round: ends what has expired, commits what is allowed.
 pub async fn once(app: &App) {
-    if let Err(error) = expire(app).await {
-        tracing::warn!(%error, "approvals whose time is over are still open");
-    }
-    if let Err(error) = commit_allowed(app).await {
-        tracing::warn!(%error, "approvals that wait for auto-commit could not be looked at");
-    }
+    expire(app).await;
+    join_all(app.config.contract_chains().into_iter().map(|chain_id| commit(app, chain_id))).await;
 }
 
-async fn expire(app: &App) -> Result<()> {
-    while app.store.approvals_expire(app.clock.now()).await? > 0 {}
-    Ok(())
-}
-
-async fn commit_allowed(app: &App) -> Result<()> {
-    // Key services on one chain share a question.
-    let mut by_chain: BTreeMap<u64, Vec<Waiting>> = BTreeMap::new();
-    let mut after = Uuid::nil();
+async fn expire(app: &App) {
     loop {
-        let found = app.store.approvals_to_commit(after, app.clock.now(), AT_ONCE)?;
-        let Some(last) = found.last() else { break };
-        after = last.id;
-        for approval in found {
-            let id = approval.id;
-            match waiting(app, approval) {
-                Ok(Some((chain_id, one))) => by_chain.entry(chain_id).or_default().push(one),
-                // Its key service is not configured any more.
-                Ok(None) => {}
-                Err(error) => tracing::debug!(approval.id = %id, %error, "not looked at"),
-            }
+        match app.store.approvals_expire(app.clock.now()).await {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) => return tracing::warn!(%error, "approvals whose time is over are still open"),
         }
     }
-    // A chain that is slow holds up no other.
-    let chains = by_chain.into_iter().map(|(chain_id, waiting)| async move {
-        if let Err(error) = commit_on_chain(app, waiting).await {
-            tracing::warn!(chain_id, %error, "a chain could not be asked what it allows");
-        }
-    });
-    futures_util::future::join_all(chains).await;
-    Ok(())
+}
+
+/// Commits what is allowed on this chain.
+async fn commit(app: &App, chain_id: u64) {
+    let committed = async {
+        let waiting = all_waiting(app, chain_id)?;
+        commit_allowed(app, &waiting).await
+    };
+    if let Err(error) = committed.await {
+        tracing::warn!(chain.id = chain_id, error = %error.with_causes(), "a chain could not be asked what it allows");
+    }
 }
 
 /// An approval that is to be committed once its subject is allowed.
@@ -84,6 +85,26 @@ struct Waiting {
     by: AutoBy,
     kms: String,
     subject: Subject,
+}
+
+/// Those that this chain has a say about. Key services on one chain share a question.
+fn all_waiting(app: &App, chain_id: u64) -> Result<Vec<Waiting>> {
+    let mut all = Vec::new();
+    let mut after = Uuid::nil();
+    loop {
+        let found = app.store.approvals_to_commit(after, app.clock.now(), AT_ONCE)?;
+        let Some(last) = found.last() else { return Ok(all) };
+        after = last.id;
+        for approval in found {
+            let id = approval.id;
+            match waiting(app, approval) {
+                Ok(Some((on, one))) if on == chain_id => all.push(one),
+                // Another chain's, or its key service is not configured any more.
+                Ok(_) => {}
+                Err(error) => tracing::debug!(approval.id = %id, %error, "not looked at"),
+            }
+        }
+    }
 }
 
 /// With the chain that has a say.
@@ -101,49 +122,39 @@ fn waiting(app: &App, approval: Approval) -> Result<Option<(u64, Waiting)>> {
     Ok(Some((chain_id, Waiting { approval, by, kms: cvm.kms, subject })))
 }
 
-async fn commit_on_chain(app: &App, waiting: Vec<Waiting>) -> Result<()> {
-    let Some(first) = waiting.first() else { return Ok(()) };
-    let Some(contract) = onchain::contract(app, &first.kms)? else { return Ok(()) };
-    let subjects: Vec<_> = waiting.iter().map(|one| one.subject).collect();
-    let standings = standings(&contract, &subjects).await?;
-    for (one, standing) in waiting.into_iter().zip(standings) {
-        if standing.is_some_and(|standing| standing.confirmed)
-            && let Err(error) = commit_one(app, &one.approval, one.by).await
-        {
-            tracing::warn!(approval.id = %one.approval.id, error = %error.with_causes(), "not committed by itself");
-        }
-    }
-    Ok(())
-}
-
-/// Where these stand. Asked in one go; if that fails, in halves, so that a contract with which something is wrong keeps nobody
-/// else waiting: where it stands is not known.
+/// All are asked about in one go; if that fails, in halves, so that a contract with which something is wrong keeps nobody else
+/// waiting: where it stands is not known.
 ///
 /// # Errors
 /// `Unavailable` if it is the chain that does not answer.
-async fn standings(contract: &Contract<'_>, subjects: &[Subject]) -> Result<Vec<Option<Standing>>> {
-    let mut found = vec![None; subjects.len()];
-    let mut parts: Vec<_> = std::iter::once(0..subjects.len()).collect();
+async fn commit_allowed(app: &App, waiting: &[Waiting]) -> Result<()> {
+    let Some(first) = waiting.first() else { return Ok(()) };
+    let Some(contract) = onchain::contract(app, &first.kms)? else { return Ok(()) };
+    let mut parts = vec![waiting];
     while let Some(part) = parts.pop() {
-        match contract.standings(&subjects[part.clone()]).await {
+        let subjects: Vec<_> = part.iter().map(|one| one.subject).collect();
+        match contract.standings(&subjects).await {
             Ok(standings) => {
-                for (at, standing) in part.zip(standings) {
-                    found[at] = Some(standing);
+                let confirmed = part.iter().zip(standings).filter(|(_, standing)| standing.confirmed);
+                for (Waiting { approval, by, .. }, _) in confirmed {
+                    if let Err(error) = commit_one(app, approval, *by).await {
+                        tracing::warn!(approval.id = %approval.id, error = %error.with_causes(), "not committed by itself");
+                    }
                 }
             }
             Err(error) => {
                 contract.head().await?;
-                if part.len() > 1 {
-                    let middle = part.start + part.len() / 2;
-                    parts.extend([middle..part.end, part.start..middle]);
-                } else {
-                    let app_id = subjects[part.start].app_id;
+                if let [one] = part {
+                    let app_id = one.subject.app_id;
                     tracing::warn!(app.id = %app_id, error = %error.with_causes(), "what a contract allows is not known");
+                } else {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.extend([right, left]);
                 }
             }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Commits one approval, or notes why that needs somebody.
@@ -167,12 +178,14 @@ async fn commit_one(app: &App, approval: &Approval, by: AutoBy) -> Result<()> {
         // It was allowed a moment ago; the next round looks again.
         Err(Error::Proof { check: ProofCheck::Contract | ProofCheck::Transaction, .. }) => Ok(()),
         Err(error) => {
-            let open = app.store.approval(approval.id)?;
-            if open.is_some_and(|approval| approval.state == ApprovalState::Open) {
-                return set(app, approval, Auto::NeedsAttention(error.to_string())).await;
+            let now = app.store.approval(approval.id)?;
+            if now.is_none_or(|now| now.state != ApprovalState::Open || now.auto != Some(by)) {
+                // Somebody else was quicker, or has switched it off.
+                return Ok(());
             }
-            // Somebody else was quicker.
-            Ok(())
+            let why = no_longer_may(app, approval, by)?;
+            set(app, approval, why.map_or_else(|| Auto::NeedsAttention(error.to_string()), Auto::Refused))
+                .await
         }
     }
 }

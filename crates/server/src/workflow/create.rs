@@ -17,7 +17,7 @@ use crate::cvm::spec::{Booking, Long, Spec, sha256};
 use crate::cvm::state::Cvm;
 use crate::driver::Image;
 use crate::error::{Error, NoRoom, Resource, Result, Room};
-use crate::kms::{KmsKind, kms_kind};
+use crate::kms::{KmsKind, env_key_ensure, env_key_to_keep, kms_kind};
 use crate::store::{self, Found, NewCvm, NodeRow, Provision, Receipt};
 
 /// Something provisioned, as it is kept until the second call.
@@ -76,6 +76,9 @@ pub async fn provision(
                 refusal.get_or_insert(error);
             }
             Ok(spec) => {
+                if let Some(app_id) = &app_id {
+                    env_key_ensure(app, &kms, app_id).await?;
+                }
                 let name = asked.name.to_string();
                 let listed = asked.listed.unwrap_or(false);
                 let prepared = Prepared { name, listed, app_id, nonce, kms, node_id: node.id, spec };
@@ -158,7 +161,7 @@ fn key_service(app: &App, asked: &CvmProvision) -> Result<String> {
 /// Slug of the key service that `named` means.
 fn key_service_named(app: &App, named: &str) -> Result<String> {
     match kms_kind(app, named) {
-        Ok(KmsKind::Embedded) => Ok(EMBEDDED_KMS.to_owned()),
+        Ok(KmsKind::OffChain) => Ok(EMBEDDED_KMS.to_owned()),
         Ok(KmsKind::Contract(kms)) => Ok(kms.slug.clone()),
         Err(_) => {
             let contracts = app.config.contract_kms.iter().map(|kms| kms.slug.as_str());
@@ -301,6 +304,8 @@ pub async fn create(
     if let Some(sealed) = &asked.encrypted_env {
         spec.sealed_env = Some(Long::new(sealed.as_bytes()));
     }
+    // A machine whose key service has no key for it would be of no use.
+    env_key_ensure(app, &kms, &asked.app_id).await?;
     if let Some(contract) = onchain::contract(app, &kms)? {
         check_contract(app, &contract, &asked, node_id, &spec).await?;
     }
@@ -389,6 +394,7 @@ pub(super) fn new_cvm(
     author: Author,
 ) -> NewCvm {
     NewCvm {
+        env_key: env_key_to_keep(app, &kms, &app_id),
         uid: format!("cvm_{}", app.clock.random_text(10)).parse().expect("letters and digits"),
         vm_uuid: VmUuid(app.clock.new_uuid_v4()),
         workspace_id,
@@ -423,8 +429,11 @@ pub(super) async fn store_new(app: &App, new: NewCvm, receipt: Option<Receipt<Cr
     Ok(created(&accepted))
 }
 
-/// What the app has by itself, or is about to be made with.
+/// What the app has by itself, or is about to be made with. Only a contract has one.
 fn deployer(app: &App, new: &NewCvm) -> Result<Option<String>> {
+    if !app.config.kms_is_contract_owned(&new.kms) {
+        return Ok(None);
+    }
     match app.store.app(new.workspace_id, &new.app_id) {
         Ok(known) => Ok(known.deployer),
         Err(store::Error::Missing) => Ok(new.deployer.clone()),

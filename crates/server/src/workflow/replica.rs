@@ -121,7 +121,7 @@ pub async fn commit(
     onchain::check_image(app, &source.kms, kept.node_id, &kept.spec.image).await?;
     let evidence =
         approval::prove(app, &source.kms, source.app_id, approval.compose_hash, device, tx).await?;
-    let closing = Closing { id: approval.id, evidence, at: app.clock.now() };
+    let closing = Closing::of(approval, &author, evidence, app.clock.now());
     make(app, source, kept, author, Some(closing), receipt).await
 }
 

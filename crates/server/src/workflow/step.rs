@@ -94,7 +94,21 @@ pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Done, Tro
 async fn before_the_stop(app: &App, node: &Node, work: &Work) -> Result<Option<String>, Trouble> {
     let (operation, new) = (&work.operation, &work.machine.spec);
     let back = operation.kind.can_be_put_back();
-    if back || operation.kind == Kind::Restart {
+    let takes_down = match operation.kind {
+        Kind::Restart => true,
+        // After a failure a machine may still run.
+        Kind::Start => runs(app, node, work).await?,
+        Kind::Create
+        | Kind::Update
+        | Kind::RefreshInstanceId
+        | Kind::Rollback
+        | Kind::PutBack
+        | Kind::Stop
+        | Kind::Shutdown
+        | Kind::Recover
+        | Kind::Delete => false,
+    };
+    if back || takes_down {
         allowed(app, node, work, new).await?.map_err(Trouble::Fail)?;
     }
     if !back || !operation.has(StepName::Start) {
@@ -119,6 +133,13 @@ async fn before_the_stop(app: &App, node: &Node, work: &Work) -> Result<Option<S
     Ok(allowed(app, node, work, &old).await?.err().map(|reason| reason.message))
 }
 
+/// Would somebody lose a machine that runs?
+async fn runs(app: &App, node: &Node, work: &Work) -> Result<bool, Trouble> {
+    let seen = within(app, node.driver.observe(&[work.cvm.vm_uuid])).await;
+    let seen = seen.map_err(|error| trouble(app, &work.operation, node, error))?.pop();
+    Ok(seen.is_some_and(|seen| matches!(seen.guest, Guest::Booting { .. } | Guest::Done)))
+}
+
 /// Do the contracts, if they have a say, allow this spec now? What is going to be started has to be one that gets its keys.
 async fn allowed(
     app: &App,
@@ -131,11 +152,13 @@ async fn allowed(
     }
     let hash = spec.compose.hash;
     let message = match approval::allowed_now(app, &work.cvm, hash).await {
+        // What stays off needs no keys.
+        Ok(allowed) if allowed.both() && !work.operation.has(StepName::Start) => return Ok(Ok(())),
         Ok(allowed) if allowed.both() => match boot::refusal(app, node, work, spec).await {
-            Ok(Some(reason)) if work.operation.has(StepName::Start) => {
+            Ok(Some(reason)) => {
                 format!("the key service would give it no keys; its contract says: {reason}")
             }
-            Ok(_) => return Ok(Ok(())),
+            Ok(None) => return Ok(Ok(())),
             Err(error) => return Err(unanswered(app, &work.operation, error)),
         },
         Ok(allowed) if allowed.compose_hash => {
@@ -168,7 +191,7 @@ async fn stage(app: &App, driver: &dyn Driver, at: At, work: &Work) -> driver::R
             "the machine is gone from its node; `start` makes it again, with an empty disk".into(),
         ));
     }
-    sealed::opens(&app.kms, &work.machine)?;
+    sealed::opens(app, driver, work)?;
     driver.ensure_staged(at, &work.machine).await
 }
 

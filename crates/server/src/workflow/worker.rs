@@ -44,6 +44,9 @@ const REST: Duration = Duration::from_secs(5);
 /// The same while something is due that has no share free: something else may become due before anybody gives one back.
 const REST_IN_A_CROWD: Duration = Duration::from_millis(500);
 
+/// How long what wakes a worker in a crowd is gathered: with every accept it looks again whether there is room now.
+const GATHER_IN_A_CROWD: Duration = Duration::from_millis(5);
+
 /// A place in the life of a step where something can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Moment {
@@ -85,22 +88,22 @@ pub async fn run_with(app: App, probe: Arc<dyn Probe>, stop: CancellationToken, 
 
 async fn run_lane(app: App, lane: Lane, hands: Hands, probe: Arc<dyn Probe>, stop: CancellationToken) {
     let (in_hand, talking) = (Places::new(hands.in_hand), Places::new(hands.talking));
-    let mut after = (0, 0);
+    let mut from = (0, 0);
     while !stop.is_cancelled() {
         let woken = app.woken(lane);
         let (workspaces, nodes) = (in_hand.shares(), talking.shares());
         let limit = workspaces.free().min(nodes.free());
-        let rest = match claim(&app, lane, Room { limit, workspaces, nodes, after }).await {
+        let rest = match claim(&app, lane, Room { limit, workspaces, nodes, from }).await {
             Ok(Claimed { work, next, crowded }) if work.is_empty() => {
                 // Whoever is done next says so.
                 let most = if crowded { REST_IN_A_CROWD } else { REST };
                 let wait =
                     next.and_then(|next| Duration::try_from(next.duration_since(app.clock.now())).ok());
-                Some(wait.unwrap_or(most).clamp(Duration::from_millis(1), most))
+                Some((wait.unwrap_or(most).clamp(Duration::from_millis(1), most), crowded))
             }
             Ok(Claimed { work, .. }) => {
                 for work in work {
-                    after = (work.cvm.node_id, work.cvm.workspace_id);
+                    from = (work.cvm.node_id, work.cvm.workspace_id + 1);
                     let place = in_hand.take(work.cvm.workspace_id).await;
                     let (app, probe, stop) = (app.clone(), Arc::clone(&probe), stop.clone());
                     // Now, so that the next claim knows of it.
@@ -117,13 +120,15 @@ async fn run_lane(app: App, lane: Lane, hands: Hands, probe: Arc<dyn Probe>, sto
             }
             Err(error) => {
                 tracing::error!(%error, "operations cannot be claimed");
-                Some(REST)
+                Some((REST, false))
             }
         };
-        if let Some(rest) = rest {
+        if let Some((rest, crowded)) = rest {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = woken => {}
+                () = woken => if crowded {
+                    app.clock.sleep(GATHER_IN_A_CROWD).await;
+                },
                 () = app.clock.sleep(rest) => {}
             }
         }

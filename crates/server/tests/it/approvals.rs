@@ -7,13 +7,14 @@ use axum::http::Method;
 use casemate_chain::Scripted;
 use casemate_server::config::Config;
 use casemate_server::cvm::state::{Cvm, Status};
-use casemate_server::driver::Driver;
 use casemate_server::driver::fault::{Fault, Planned};
+use casemate_server::driver::{Driver, Guest};
 use casemate_server::workflow::operation::{FailCode, Operation, State, StepName};
 use casemate_server::workflow::worker::{self, Moment, NoProbe, Probe};
 use casemate_testkit::{World, compose};
 use casemate_types::ids::{Address, AppId, ComposeHash, OperationId, TxHash};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::client::{Answer, Client};
 
@@ -47,12 +48,23 @@ pub(crate) fn allow_images(world: &World, chain: &Scripted) {
 }
 
 pub(crate) async fn deploy_as(world: &World, chain: &Scripted, client: &Client, name: &str) -> Cvm {
+    deploy_at(world, chain, client, name, ("BASE", 8453)).await
+}
+
+/// The same with another key service: its name and the id of its chain.
+pub(crate) async fn deploy_at(
+    world: &World,
+    chain: &Scripted,
+    client: &Client,
+    name: &str,
+    (kms, chain_id): (&str, u64),
+) -> Cvm {
     allow_images(world, chain);
     let asked = json!({
-        "name": name, "kms": "BASE", "compose_file": { "docker_compose_file": compose("web:1") },
+        "name": name, "kms": kms, "compose_file": { "docker_compose_file": compose("web:1") },
     });
     let prepared = client.post("/cvms/provision", asked).await.expect(200);
-    assert_eq!(prepared["kms_info"]["chain_id"], 8453);
+    assert_eq!(prepared["kms_info"]["chain_id"], chain_id);
     assert_eq!(prepared["app_id"], Value::Null, "the address of a contract that is yet to be deployed");
     let app_id = AppId(world.clock.random());
     deploy_app(chain, app_id, &prepared);
@@ -536,8 +548,6 @@ async fn what_is_no_longer_allowed_right_before_the_stop_stops_nothing() {
     assert_eq!((code, put_back), (FailCode::NotAllowed, false));
     assert!(message.contains(&hash.to_string()), "{message}");
     assert_eq!((stage.now().status, stage.now().revision, stage.boots().await), (Status::Running, 1, boots));
-    let questions = stage.chain.questions();
-    assert_eq!(questions.last().map(|asked| (asked.compose_hash, asked.tx)), Some((hash, None)));
 
     // An update of something else runs with the hash that is in force, if that is still allowed.
     let memory = json!({ "memory": 4096 });
@@ -561,10 +571,7 @@ async fn a_chain_that_is_away_before_the_stop_is_given_up_after_five_minutes() {
     let id = stage.approved(json!({ "docker_compose_file": compose("web:2") })).await;
     stage.chain.set_down(true);
     let begun = stage.world.clock.now();
-    let work = {
-        let lease = begun + Duration::from_secs(30);
-        stage.world.app.store.operation_claim(None, begun, lease, 1).await.expect("claims").work.remove(0)
-    };
+    let work = stage.world.claim(1).await.remove(0);
     worker::carry(&stage.world.app, work, &NoProbe).await;
     let waiting_for = stage.world.operation(id).waiting_for.expect("says what it waits for");
     assert_eq!(waiting_for, "the chain, which does not answer");
@@ -627,6 +634,21 @@ async fn an_image_that_is_forbidden_meanwhile_stops_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_stays_off_needs_no_keys() {
+    let stage = Stage::start().await;
+    stage.client.post(&stage.path("/stop"), json!({})).await.expect(200);
+    stage.world.settle().await;
+    stage
+        .client
+        .patch(&stage.path("/os-image"), json!({ "os_image_name": "dstack-0.5.4" }))
+        .await
+        .expect(202);
+    stage.chain.forbid_os_image(KMS, image_hash(&stage, "dstack-0.5.4"));
+    stage.world.settle().await;
+    assert_eq!((stage.now().status, stage.now().revision), (Status::Stopped, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_could_not_come_back_with_its_old_image_is_held() {
     let stage = Stage::start().await;
     let fault = Fault::BootFail { image: Some("dstack-0.5.4".into()), env: None };
@@ -660,6 +682,57 @@ async fn a_restart_that_could_not_boot_stops_nothing() {
     stage.client.post(&stage.path("/restart"), json!({})).await.expect(200);
     stage.world.settle().await;
     assert_eq!((stage.now().status, stage.boots().await), (Status::Running, boots + 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_still_runs_after_a_failure_is_not_taken_down_by_what_could_not_boot() {
+    let stage = Stage::start().await;
+    let (boots, first) = (stage.boots().await, stage.hash_of(1));
+    let planned = Planned { fault: Fault::StopHangs, vm: None, once: false };
+    stage.world.sim.plan(planned).expect("planned");
+    stage.client.patch(&stage.path(""), json!({ "vcpu": 2 })).await.expect(202);
+    stage.world.settle().await;
+    stage.world.sim.clear().expect("cleared");
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Error, boots), "it could not be stopped");
+    let runs = async || {
+        let seen = stage.world.sim.observe(&[stage.cvm.vm_uuid]).await.expect("answers").remove(0);
+        (seen.guest, seen.boot_count)
+    };
+    for route in ["/restart", "/start"] {
+        stage.chain.forbid_hash(stage.cvm.app_id, first);
+        stage.client.post(&stage.path(route), json!({})).await.expect(200);
+        stage.world.settle().await;
+        assert_eq!(runs().await, (Guest::Done, boots), "{route}");
+        stage.chain.allow_hash(stage.cvm.app_id, first);
+        stage.chain.set_down(true);
+        stage.client.post(&stage.path(route), json!({})).await.expect(200);
+        stage.world.settle().await;
+        assert_eq!(runs().await, (Guest::Done, boots), "{route}");
+        stage.chain.set_down(false);
+    }
+    stage.client.post(&stage.path("/start"), json!({})).await.expect(200);
+    stage.world.settle().await;
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Running, boots + 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_off_waits_for_a_chain_that_does_not_answer() {
+    let stage = Stage::start().await;
+    stage.client.post(&stage.path("/stop"), json!({})).await.expect(200);
+    stage.world.settle().await;
+    let boots = stage.boots().await;
+    stage.chain.set_down(true);
+    let app = stage.world.app.clone();
+    let stop = CancellationToken::new();
+    let working = tokio::spawn(worker::run(app, Arc::new(NoProbe), stop.clone()));
+    stage.client.post(&stage.path("/start"), json!({})).await.expect(200);
+    stage.world.clock.sleep(Duration::from_secs(3600)).await;
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Starting, boots));
+    stage.chain.set_down(false);
+    stage.world.clock.sleep(Duration::from_secs(600)).await;
+    assert_eq!((stage.now().status, stage.boots().await), (Status::Running, boots + 1));
+    stop.cancel();
+    working.await.expect("ends");
 }
 
 #[tokio::test(start_paused = true)]
@@ -737,12 +810,11 @@ async fn without_its_key_service_nothing_boots_and_the_answer_names_the_setting(
     refused(without.get(&format!("/apps/{}/allowed", stage.cvm.app_id)).await);
 
     // What was accepted before waits for the setting, and says so.
-    let started = stage.client.post(&stage.path("/start"), json!({})).await;
-    started.expect(200);
+    stage.client.post(&stage.path("/start"), json!({})).await.expect(200);
     let open = stage.now().open.expect("it is being started").id;
     let now = stage.world.clock.now();
-    let work = app.store.operation_claim(None, now, now + Duration::from_secs(30), 1).await.expect("claims");
-    for work in work.work {
+    let claimed = app.store.operation_claim(None, now, now + Duration::from_secs(30), 1).await;
+    for work in claimed.expect("claims").work {
         worker::carry(&app, work, &NoProbe).await;
     }
     let waiting_for = stage.world.operation(open).waiting_for.expect("says what it waits for");

@@ -1,17 +1,20 @@
 //! Auto-commit: the server looks at the contract itself, and acts as the person who asked for that.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use casemate_server::cvm::state::Status;
+use casemate_chain::{Chain, Scripted};
+use casemate_server::cvm::state::{Cvm, Status};
 use casemate_server::driver::Driver;
 use casemate_server::store::AppLog;
-use casemate_server::workflow::allowance;
-use casemate_server::workflow::auto_commit::once;
-use casemate_testkit::{Interrupter, Interruption, Place, Recorder, compose};
+use casemate_server::workflow::auto_commit::{EVERY, once};
+use casemate_server::workflow::{allowance, auto_commit};
+use casemate_testkit::{World, compose};
 use casemate_types::ids::ComposeHash;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
-use crate::approvals::{DAY, Stage, deploy_as, detail, hash, text};
+use crate::approvals::{DAY, Stage, deploy_as, deploy_at, detail, hash, text};
 use crate::client::Client;
 
 /// Asks for an update that is to be committed by itself: its hash, and the approval's path.
@@ -111,6 +114,109 @@ async fn logs_are_read_on_whatever_is_wrong_with_one_of_them() {
     allowance::read_on(&stage.world.app).await;
     assert_eq!(store.app_log(stage.cvm.app).expect("reads"), Some(begun));
     assert!(store.app_log(second.app).expect("reads").expect("begun").complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_committed_keeps_nobody_else_waiting() {
+    let stage = Stage::start().await;
+    let second = deploy_as(&stage.world, &stage.chain, &stage.client, "web-two").await;
+    let client = stage.client.header("x-auto-commit", "true");
+    let mut paths = Vec::new();
+    for cvm in [&stage.cvm, &second] {
+        let answer = client.patch(&format!("/cvms/{}", cvm.uid), json!({ "public_logs": false })).await;
+        stage.chain.allow_hash(cvm.app_id, hash(&answer));
+        paths.push(format!("/approvals/{}", text(&detail(&answer, "approval_id"))));
+    }
+    // The first one cannot be carried out, and that cannot be noted.
+    let store = rusqlite::Connection::open(stage.world.folder().join("casemate.db")).expect("the store");
+    let spoil = "UPDATE approval SET patch = '[' WHERE cvm_id = ?";
+    assert_eq!(store.execute(spoil, [stage.cvm.id]).expect("writes"), 1);
+    let refuse =
+        "CREATE TRIGGER refuse BEFORE UPDATE OF attention ON approval BEGIN SELECT RAISE(ABORT, 'full'); END";
+    store.execute_batch(refuse).expect("writes");
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json(&paths[1]).await["state"], "committed");
+    assert_eq!(stage.now().open, None);
+}
+
+/// A CVM on a chain that answers, beside another chain that does so no more.
+async fn beside_a_silent_chain() -> (World, Arc<Scripted>, Client, Cvm) {
+    let (chain, silent) = (Arc::new(Scripted::default()), Arc::new(Scripted::default()));
+    let services = [("base", 8453, silent.clone() as Arc<dyn Chain>), ("ethereum", 1, chain.clone())];
+    let world = World::with_key_services(services, |_| ()).await;
+    let client = Client::of(&world).await;
+    let other = deploy_as(&world, &silent, &client, "web-two").await;
+    let cvm = deploy_at(&world, &chain, &client, "web-one", ("ETHEREUM", 1)).await;
+    let path = format!("/cvms/{}", other.uid);
+    hash(&client.header("x-auto-commit", "true").patch(&path, json!({ "public_logs": false })).await);
+    let begun = AppLog { next: 0, complete: false };
+    world.app.store.app_log_put(other.app, begun, Vec::new()).await.expect("stored");
+    silent.set_silent(true);
+    (world, chain, client, cvm)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_that_does_not_answer_holds_up_no_commits_of_another_one() {
+    let (world, chain, client, cvm) = beside_a_silent_chain().await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(auto_commit::run(world.app.clone(), stop.clone()));
+    // The other chain has been asked, and is waited for.
+    world.clock.sleep(EVERY + Duration::from_secs(1)).await;
+    let path = format!("/cvms/{}", cvm.uid);
+    let answer = client.header("x-auto-commit", "true").patch(&path, json!({ "public_logs": false })).await;
+    chain.allow_hash(cvm.app_id, hash(&answer));
+    world.clock.sleep(EVERY).await;
+    let approval = client.json(&format!("/approvals/{}", text(&detail(&answer, "approval_id")))).await;
+    assert_eq!(approval["state"], "committed");
+    stop.cancel();
+    running.await.expect("ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_that_does_not_answer_holds_up_no_logs_of_another_one() {
+    let (world, _, _, cvm) = beside_a_silent_chain().await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(allowance::run(world.app.clone(), stop.clone()));
+    world.clock.sleep(EVERY + Duration::from_secs(1)).await;
+    let begun = AppLog { next: 0, complete: false };
+    world.app.store.app_log_put(cvm.app, begun, Vec::new()).await.expect("stored");
+    world.clock.sleep(EVERY).await;
+    assert!(world.app.store.app_log(cvm.app).expect("reads").expect("begun").complete);
+    stop.cancel();
+    running.await.expect("ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_switched_off_while_the_contract_is_asked_is_not_committed() {
+    let stage = Stage::start().await;
+    let second = stage.client.post("/keys", json!({ "name": "second", "scopes": "read,write" })).await;
+    let second = second.expect(201);
+    for revoked in [false, true] {
+        let client = stage.client.with_key(&text(&second["key"]));
+        let (asked, path) = ask(&stage, &client, json!({ "public_logs": false })).await;
+        stage.chain.allow_hash(stage.cvm.app_id, asked);
+        stage.chain.hold();
+        let meanwhile = async {
+            let questions = stage.chain.questions().len();
+            tokio::task::yield_now().await;
+            if revoked {
+                stage.client.delete(&format!("/keys/{}", text(&second["id"]))).await.expect(204);
+            } else {
+                let off = json!({ "enabled": false });
+                stage.client.post(&format!("{path}/auto-commit"), off).await.expect(200);
+            }
+            assert_eq!(stage.chain.questions().len(), questions, "it still waits");
+            stage.chain.let_go();
+        };
+        tokio::join!(once(&stage.world.app), meanwhile);
+        let approval = stage.client.json(&path).await;
+        assert_eq!(
+            (&approval["state"], &approval["auto_commit"]),
+            (&json!("open"), &json!(false)),
+            "{approval}"
+        );
+        assert_eq!(stage.now().open, None);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,79 +330,4 @@ async fn a_replica_is_made_by_itself() {
     assert_eq!(stage.client.json(&path).await["state"], "committed");
     let machines = stage.world.sim.inventory().await.expect("the node answers");
     assert_eq!(machines.len(), 2);
-}
-
-/// Who commits in a sweep.
-#[derive(Clone, Copy, Debug)]
-enum By {
-    Hash,
-    Token,
-    Itself,
-}
-
-/// Commits an update while its operation is interrupted everywhere: one restart, one operation, and never a lost approval.
-async fn sweep(by: By, how: Interruption) {
-    for place in places(by).await {
-        let what = format!("{by:?} with {how:?} at {place:?}");
-        let (stage, path) = committed(by).await;
-        let before = stage.world.sim.effects(stage.cvm.vm_uuid).len();
-        let interrupter = Interrupter::new(&stage.world, place, how);
-        stage.world.settle_with(&interrupter).await;
-        // Whoever asks again, and whoever looks again, makes no second one.
-        let again = stage.world.restarted().await;
-        once(&again).await;
-        stage.world.settle().await;
-        assert!(interrupter.has_struck(), "{what}");
-        assert_eq!(
-            stage.world.sim.effects(stage.cvm.vm_uuid)[before..],
-            ["stop", "apply", "start"],
-            "{what}"
-        );
-        assert_eq!(stage.client.json(&path).await["state"], "committed", "{what}");
-        let operations = stage.client.json("/operations").await;
-        assert_eq!(operations["items"].as_array().map(Vec::len), Some(2), "{what}");
-        assert_eq!(operations["items"][0]["status"], "succeeded", "{what}");
-        stage.world.assert_accounts().await;
-    }
-}
-
-/// A CVM with an approval that was just committed.
-async fn committed(by: By) -> (Stage, String) {
-    let stage = Stage::start().await;
-    let body = json!({ "docker_compose_file": compose("web:2"), "memory": 4096 });
-    let client = match by {
-        By::Hash => stage.client.header("x-other", "none"),
-        By::Token => stage.client.header("x-prepare-only", "true"),
-        By::Itself => stage.client.header("x-auto-commit", "true"),
-    };
-    let answer = client.patch(&stage.path(""), body).await;
-    let (asked, id) = (hash(&answer), text(&detail(&answer, "approval_id")));
-    stage.chain.allow_hash(stage.cvm.app_id, asked);
-    match by {
-        By::Hash => drop(stage.confirm(asked, "").await.expect(202)),
-        By::Token => {
-            let token = text(&detail(&answer, "commit_token"));
-            stage.commit(&token, "", "").await.expect(202);
-        }
-        By::Itself => once(&stage.world.app).await,
-    }
-    (stage, format!("/approvals/{id}"))
-}
-
-async fn places(by: By) -> Vec<Place> {
-    let (stage, _) = committed(by).await;
-    let recorder = Recorder::default();
-    stage.world.settle_with(&recorder).await;
-    let places = recorder.places();
-    assert!(places.len() >= 10, "{places:?}");
-    places
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_committed_update_survives_every_interruption() {
-    for by in [By::Hash, By::Token, By::Itself] {
-        for how in [Interruption::Crash, Interruption::Late, Interruption::Overtaken] {
-            sweep(by, how).await;
-        }
-    }
 }

@@ -5,7 +5,7 @@ use casemate_server::driver::fault::{Fault, Planned};
 use casemate_server::driver::{Driver, Guest, LastStop, Observed};
 use casemate_server::store::Of;
 use casemate_server::workflow::operation::{FailCode, Kind, Operation, State};
-use casemate_server::workflow::worker::{LEASE, NoProbe, carry};
+use casemate_server::workflow::worker::{NoProbe, carry};
 use casemate_server::workflow::{power, reconcile};
 use casemate_testkit::{World, compose};
 use casemate_types::ids::OperationId;
@@ -37,8 +37,7 @@ fn failed(operation: &Operation) -> (FailCode, String, Option<OperationId>) {
 
 /// Works on whatever is due now, once.
 async fn one_round(world: &World) {
-    let now = world.clock.now();
-    for work in world.app.store.operation_claim(None, now, now + LEASE, 64).await.expect("claims").work {
+    for work in world.claim(64).await {
         carry(&world.app, work, &NoProbe).await;
     }
 }
@@ -94,15 +93,7 @@ async fn a_node_that_goes_away_after_the_stop_is_waited_for() {
     let id = world.accept_update(&cvm, new_image()).await;
     plan(&world, Fault::SlowStop { seconds: 5 }, false);
     let app = world.app.clone();
-    let now = world.clock.now();
-    let work = app
-        .store
-        .operation_claim(None, now, now + LEASE, 1)
-        .await
-        .expect("claims")
-        .work
-        .pop()
-        .expect("is due");
+    let work = world.claim(1).await.pop().expect("is due");
     let worker = tokio::spawn(async move { carry(&app, work, &NoProbe).await });
     world.clock.sleep(std::time::Duration::from_secs(1)).await;
     plan(&world, Fault::Unreachable, false);
@@ -368,15 +359,7 @@ async fn cancel_works_until_the_stop_began() {
     plan(&world, Fault::SlowStop { seconds: 30 }, true);
     let id = world.accept_update(&cvm, new_image()).await;
     let app = world.app.clone();
-    let now = world.clock.now();
-    let work = app
-        .store
-        .operation_claim(None, now, now + LEASE, 1)
-        .await
-        .expect("claims")
-        .work
-        .pop()
-        .expect("is due");
+    let work = world.claim(1).await.pop().expect("is due");
     let worker = tokio::spawn(async move { carry(&app, work, &NoProbe).await });
     world.clock.sleep(std::time::Duration::from_secs(5)).await;
     let refused =

@@ -7,7 +7,7 @@ use casemate_server::cvm::state::Status;
 use casemate_server::driver::fault::{Fault, Planned};
 use casemate_server::driver::{Driver, Guest, LastStop};
 use casemate_server::workflow::operation::{FailCode, State};
-use casemate_server::workflow::worker::{LEASE, carry};
+use casemate_server::workflow::worker::carry;
 use casemate_server::workflow::{power, reconcile};
 use casemate_testkit::World;
 use casemate_types::ids::OperationId;
@@ -59,8 +59,7 @@ async fn a_guest_gets_its_whole_time_although_the_node_was_away() {
     let patch = CvmPatch { allow_force_stop: Sparse::Value(true), ..memory(4096) };
     let id = world.accept_update(&cvm, patch).await;
     // The step begins, and nobody is there for longer than the guest may take.
-    let now = world.clock.now();
-    for work in world.app.store.operation_claim(None, now, now + LEASE, 1).await.expect("claims").work {
+    for work in world.claim(1).await {
         struct UntilStop;
         #[async_trait::async_trait]
         impl casemate_server::workflow::worker::Probe for UntilStop {

@@ -321,7 +321,7 @@ async fn the_page_is_one_file_that_trusts_nobody() {
             (header("referrer-policy"), header("cache-control")),
             ("no-referrer".into(), "no-store".into())
         );
-        // The name of the format is no address to fetch from.
+        // The name of a language, which nobody looks up.
         let text = answer.text().replace("http://www.w3.org/2000/svg", "");
         assert!(
             !text.contains("https://") && !text.contains("http://"),

@@ -1,7 +1,7 @@
 //! Operations called off, and revisions brought back.
 
 use casemate_server::cvm::state::Status;
-use casemate_server::workflow::worker::{LEASE, NoProbe, carry};
+use casemate_server::workflow::worker::{NoProbe, carry};
 use casemate_testkit::compose;
 use serde_json::json;
 
@@ -57,7 +57,6 @@ async fn cancel_after_the_stop_began_is_refused_with_a_code() {
     let scene = Scene::start().await;
     let accepted = scene.client.patch(&scene.path(""), json!({ "vcpu": 2 })).await.expect(202);
     let id = accepted["correlation_id"].as_str().expect("an id");
-    let now = scene.world.clock.now();
     // One worker gets as far as the stop, and dies there.
     struct UntilStop;
     #[async_trait::async_trait]
@@ -71,7 +70,7 @@ async fn cancel_after_the_stop_began_is_refused_with_a_code() {
             step != casemate_server::workflow::operation::StepName::Stop
         }
     }
-    for work in scene.world.app.store.operation_claim(None, now, now + LEASE, 1).await.expect("claims").work {
+    for work in scene.world.claim(1).await {
         carry(&scene.world.app, work, &UntilStop).await;
     }
     let late = scene.client.post(&format!("/operations/{id}/cancel"), json!({})).await.expect(409);

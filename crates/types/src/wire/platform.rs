@@ -30,10 +30,14 @@ pub struct KmsInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub chain: Option<Value>,
-    /// Who could change the code that gets the keys: `operator` for the key service inside the server, absent for one in
-    /// a TEE.
+    /// Who could change the code that gets the keys: `operator` for the key service inside the server, `tee` for a
+    /// `dstack-kms`, whose keys only measured code gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custody: Option<String>,
+    /// Why it gives no keys at the moment: it does not answer, or is not what it is configured to be. Only where key services
+    /// are asked for, and absent if all is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A page of key services, before API version 2026-06-23.
@@ -62,6 +66,9 @@ pub struct KmsContract {
     /// Who could change the code that gets the keys, as in [`KmsInfo`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custody: Option<String>,
+    /// Why it gives no keys at the moment, as in [`KmsInfo`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// The machines that serve a key service.

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::process::{Output, Stdio};
 
+use casemate_chain::checksummed;
 use casemate_chain::dev::ACCOUNTS;
 use serde_json::{Value, json};
 
@@ -48,7 +49,8 @@ fn a_cloud_uses_a_chain_that_already_runs() {
     let owner = World::on_chain();
     let url = owner.variable("ETH_RPC_URL");
     let contracts = std::fs::read(owner.path().join(".casemate/contracts-8453.json")).unwrap();
-    let kms = serde_json::from_slice::<Value>(&contracts).unwrap()["kms"].as_str().unwrap().to_owned();
+    let contracts = serde_json::from_slice::<Value>(&contracts).unwrap();
+    let [kms, wallet] = ["kms", "wallet"].map(|name| contracts[name].as_str().unwrap());
 
     let refused = |options: &[&str], why: &str| {
         let mut world = World::empty();
@@ -56,6 +58,7 @@ fn a_cloud_uses_a_chain_that_already_runs() {
         world.serve(options).read_to_string(&mut said).unwrap();
         let log = std::fs::read_to_string(world.path().join("server.log")).unwrap();
         assert!(said.is_empty() && log.contains(why), "{options:?}: {said}{log}");
+        assert!(!world.path().join(".casemate/casemate.db").exists(), "{options:?}: something was started");
     };
     let chain = format!("--chain={url}");
     refused(&[&chain], "--kms-contract is needed with --chain URL");
@@ -67,19 +70,31 @@ fn a_cloud_uses_a_chain_that_already_runs() {
     let nobody = ACCOUNTS[0].address;
     refused(
         &[&chain, &format!("--kms-contract={nobody}")],
-        &format!("there is no contract at 0x{nobody} on chain 8453"),
+        &format!("there is no contract at {} on chain 8453", checksummed(nobody)),
     );
+    refused(&[&chain, &format!("--kms-contract={wallet}")], "on chain 8453 is no key service's contract");
+    refused(&[&chain, &format!("--kms-contract={kms}"), "--chain-id=1"], "is of chain 8453, not 1");
     let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let closed = format!("--chain=http://{}", deaf.local_addr().unwrap());
     drop(deaf);
     refused(&[&closed, &format!("--kms-contract={kms}")], "the chain does not answer");
 
-    let world = World::with(&[&chain, &format!("--kms-contract={kms}")]);
+    let world = World::with(&[&chain, &format!("--kms-contract={kms}"), "--chain-id=8453"]);
     assert_eq!(world.variable("ETH_RPC_URL"), url);
     world.file("owner.key", OWNER);
     world.file("app.yml", &compose("nginx:1"));
     let told = world.ok("deploy -n web-1 -c app.yml --kms base --private-key-file owner.key");
     assert_eq!(told, "web-1 is up.\n");
+}
+
+#[test]
+fn without_an_anvil_it_says_how_to_get_one() {
+    // The folder has no packages, and the environment names no folder with programs.
+    let world = World::empty();
+    let told = world.fails("dev --listen 127.0.0.1:0 --chain anvil", 1);
+    for way in ["ANVIL_BIN", "PATH", "@foundry-rs/anvil-linux-", "`make dev CHAIN=anvil` installs it"] {
+        assert!(told.contains(way), "{way}: {told}");
+    }
 }
 
 #[test]
@@ -255,7 +270,7 @@ fn an_update_is_left_to_the_server_or_called_off() {
     let left = world.run("cvms update web-1 -c app.yml --auto-commit");
     let (out, err) = texts(&left);
     assert_eq!(left.status.code(), Some(0), "{out}{err}");
-    assert!(err.contains("nothing: the server updates web-1 once it is allowed"), "{err}");
+    assert!(err.contains("nothing: the server does it once it is allowed"), "{err}");
     let id = world.json("approvals list")["items"][0]["id"].as_str().unwrap().to_owned();
     assert!(world.ok("approvals list").contains("committed by the server once it is allowed"));
     assert_eq!(world.json(&format!("approvals auto-commit {id} --off"))["auto_commit"], false);
@@ -268,4 +283,70 @@ fn an_update_is_left_to_the_server_or_called_off() {
     assert!(image(&world).contains("nginx:1"));
     let unknown = world.fails("approvals show 0198c1d2", 1);
     assert!(unknown.contains("`casemate approvals list` shows those that there are"), "{unknown}");
+}
+
+#[test]
+fn what_a_contract_lets_boot_is_asked_and_listed() {
+    let world = cloud();
+    let app = world.json("apps list")["dstack_apps"][0]["app_id"].as_str().unwrap().to_owned();
+    let told = world.ok("cvms is-allowed web-1");
+    assert!(told.starts_with("may boot      yes\ncompose hash  0x"), "{told}");
+    let strange = "ab".repeat(32);
+    for line in [
+        format!("cvms is-allowed web-1 --compose-hash 0x{strange}"),
+        format!("apps is-allowed {app} {strange} --node 1"),
+    ] {
+        let refused = world.run(&line);
+        let (out, err) = texts(&refused);
+        assert_eq!(refused.status.code(), Some(1), "{line}: {out}{err}");
+        assert!(out.starts_with("may boot      no\n"), "{line}: {out}");
+        assert!(err.contains("error: the contract does not allow this"), "{line}: {err}");
+    }
+    let all = world.json("apps is-allowed web-1");
+    assert_eq!((&all["allowed_count"], &all["denied_count"]), (&json!(1), &json!(0)));
+    let hash = all["results"][0]["compose_hash"].as_str().unwrap().to_owned();
+    world.ok(&format!("apps is-allowed 0x{app} {hash}"));
+    let devices = world.ok("apps devices web-1");
+    assert!(devices.starts_with("contract 0x") && devices.contains("on Base (chain 8453)"), "{devices}");
+    assert!(devices.contains(world.json("apps devices web-1")["devices"][0]["device_id"].as_str().unwrap()));
+
+    world.ok("cvms update web-1 -c app.yml --private-key-file owner.key");
+    let listed = world.run("apps allowed web-1");
+    let (out, err) = texts(&listed);
+    assert_eq!(out.lines().count(), 3, "{out}");
+    assert!(out.lines().any(|line| line.starts_with(&hash) && line.contains("  no ")), "{out}");
+    let remove = err.lines().find_map(|line| line.trim().strip_prefix("casemate ")).unwrap();
+    assert_eq!(world.json(remove)[0]["data"], format!("0x67b3f22c{hash}"));
+    assert!(world.fails("apps allowed nobody", 1).contains("there is no app `nobody`"));
+}
+
+#[test]
+fn a_replica_is_made_at_once_or_in_two_steps() {
+    let world = cloud();
+    assert_eq!(world.ok("cvms replicate web-1 --name web-2"), "web-1 is replicated.\n");
+    let value = |details: &Value, field: &str| {
+        let one = details.as_array().unwrap().iter().find(|one| one["field"] == field).unwrap();
+        one["value"].as_str().unwrap().to_owned()
+    };
+    let prepared = world.json("cvms replicate web-1 --name web-3 --prepare-only");
+    let (token, hash) =
+        (value(&prepared["details"], "commit_token"), value(&prepared["details"], "compose_hash"));
+    let line = format!("cvms commit-replica web-1 - {hash}");
+    let (out, err) = texts(&with_input(&world, &line, &token));
+    assert_eq!(out, "web-1 is replicated.\n", "{err}");
+    let used = with_input(&world, &line, &token);
+    assert!(texts(&used).1.contains("Invalid commit token"), "{:?}", texts(&used));
+
+    let prepared = world.json("cvms replicate web-2 --name web-4 --prepare-only");
+    let id = value(&prepared["details"], "approval_id");
+    assert_eq!(world.ok(&format!("approvals commit {id}")), "web-2 is replicated.\n");
+    let mut names: Vec<_> = world.json("cvms list")["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|cvm| (cvm["name"].as_str().unwrap().to_owned(), cvm["status"].as_str().unwrap().to_owned()))
+        .collect();
+    names.sort();
+    let running = |name: &str| (name.to_owned(), "running".to_owned());
+    assert_eq!(names, ["web-1", "web-2", "web-3", "web-4"].map(running));
 }

@@ -10,4 +10,4 @@ mod json;
 mod make_dev;
 mod serving;
 mod signing_in;
-mod world;
+pub(crate) mod world;

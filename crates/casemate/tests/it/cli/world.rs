@@ -201,7 +201,7 @@ impl Drop for World {
 }
 
 /// The anvil that the tests have.
-fn anvil() -> Option<PathBuf> {
+pub(crate) fn anvil() -> Option<PathBuf> {
     let node_modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/js/node_modules");
     let (named, path) = (std::env::var_os("ANVIL_BIN"), std::env::var_os("PATH"));
     casemate_chain::dev::find_anvil(named.as_deref(), path.as_deref(), &[node_modules]).ok()

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::named::{Named, Which};
 use super::verify::before_signing;
-use crate::commands::outcome::{Change, Waiting};
+use crate::commands::outcome::{Change, REPLICATED, Waiting};
 use crate::commands::signing::{Signing, note_registered, note_signing};
 use crate::context::Context;
 use crate::error::{About, AboutExt, Failure, Result};
@@ -66,7 +66,7 @@ impl Commit {
         };
         let operation = committed.about(About::Approval)?;
         let change = match detail.approval.purpose.as_str() {
-            "replica" => ("Creating a replica of", "replicated"),
+            "replica" => ("Creating a replica of", REPLICATED),
             _ => ("Updating", "updated"),
         };
         // Following it takes a key, which somebody with a link may not have, or have for another server.

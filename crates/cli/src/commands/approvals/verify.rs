@@ -1,6 +1,7 @@
 //! What is looked at before somebody signs: a hash cannot be read, and a server could ask for another one than it says.
 
 use casemate_sdk::types::compose::ComposeDoc;
+use casemate_sdk::types::error::ApprovalNeeded;
 use casemate_sdk::wire::{ApprovalDetail, ApprovalState};
 
 use crate::commands::changes::Texts;
@@ -40,6 +41,20 @@ pub(crate) fn before_signing(detail: &ApprovalDetail, typed: Option<&Texts>) -> 
     Ok(())
 }
 
+/// What is asked for is what the approval is about.
+pub(crate) fn is_of(detail: &ApprovalDetail, ask: &ApprovalNeeded) -> Result<()> {
+    let approval = &detail.approval;
+    let same = approval.compose_hash == ask.compose_hash
+        && approval.app_id == ask.app_id
+        && detail.device_id.to_string() == ask.device_id;
+    match same {
+        true => Ok(()),
+        false => Err(Failure::failed(
+            "nothing was signed: the server asks to allow something else than the approval that it names",
+        )),
+    }
+}
+
 /// The document that the server shows, if it has the hash that is asked for.
 pub(crate) fn shown(detail: &ApprovalDetail) -> Option<ComposeDoc> {
     let text = detail.app_compose.as_deref()?;
@@ -77,6 +92,32 @@ mod tests {
 
     fn typed(compose: &str) -> Texts {
         Texts { compose: Some(compose.into()), env: None, pre_launch_script: None, user_config: None }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_what_the_approval_is_about() {
+        let wanted = document(COMPOSE);
+        let detail = detail(&wanted.normalise().text, &wanted);
+        let ask = || ApprovalNeeded {
+            compose_hash: detail.approval.compose_hash,
+            app_id: detail.approval.app_id,
+            device_id: detail.device_id.to_string(),
+            kms_info: detail.kms.clone(),
+            commit_token: None,
+            commit_url: None,
+            api_commit_url: None,
+            onchain_status: None,
+            approval_id: None,
+            auto_commit: false,
+        };
+        is_of(&detail, &ask()).unwrap();
+        let [mut hash, mut app, mut device] = [ask(), ask(), ask()];
+        hash.compose_hash.0[0] ^= 1;
+        app.app_id.0[0] ^= 1;
+        device.device_id = "33".repeat(32);
+        for other in [hash, app, device] {
+            assert!(is_of(&detail, &other).is_err(), "{other:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod instance_id;
 mod list;
 mod logs;
 mod power;
+mod replica;
 mod revisions;
 mod update;
 mod watch;
@@ -46,6 +47,9 @@ enum Command {
     Rollback(revisions::Rollback),
     Confirm(approval::Confirm),
     Commit(approval::Commit),
+    IsAllowed(approval::IsAllowed),
+    Replicate(replica::Replicate),
+    CommitReplica(replica::CommitReplica),
     RefreshInstanceId(instance_id::RefreshInstanceId),
 }
 
@@ -68,6 +72,9 @@ impl Cvms {
             Command::Rollback(rollback) => rollback.run(cx).await,
             Command::Confirm(confirm) => confirm.run(cx).await,
             Command::Commit(commit) => commit.run(cx).await,
+            Command::IsAllowed(is_allowed) => is_allowed.run(cx).await,
+            Command::Replicate(replicate) => replicate.run(cx).await,
+            Command::CommitReplica(commit) => commit.run(cx).await,
             Command::RefreshInstanceId(refresh) => refresh.run(cx).await,
         }
     }

@@ -16,7 +16,7 @@ const ETH: u64 = 1_000_000_000_000_000_000;
 async fn a_contract_is_made_and_allows_what_it_was_made_for() {
     let world = World::start().await;
     let (network, wallet) = (world.network(), wallet(STRANGER));
-    let app = NewApp { compose_hash: Some(NEXT), devices: Devices::One(DEVICE) };
+    let app = NewApp { compose_hash: Some(NEXT), devices: Devices::One(DEVICE), owner: None };
     let made = network.deploy_app_auth(&wallet, checksummed(world.contracts.kms), app).send().await.unwrap();
     assert_eq!(made.deployer, wallet.address());
     assert_eq!(made.app_auth_address, Address::from(made.app_id));
@@ -34,10 +34,12 @@ async fn a_contract_is_made_and_allows_what_it_was_made_for() {
     assert_eq!(holds, all);
     assert!(holds.all());
 
-    let open = NewApp { compose_hash: None, devices: Devices::Any };
+    let safe = Address([0x5a; 20]);
+    let open = NewApp { compose_hash: None, devices: Devices::Any, owner: Some(safe) };
     let made = network.deploy_app_auth(&wallet, world.contracts.kms, open).send().await.unwrap();
     let devices = network.get_allowed_devices(made.app_id, [OTHER_DEVICE]).await.unwrap();
     assert_eq!((devices.allow_any_device, devices.devices), (true, vec![OTHER_DEVICE]));
+    assert_eq!((devices.owner, made.deployer), (safe, wallet.address()));
     assert!(!network.check_compose_hash_allowed(made.app_id, NEXT).await.unwrap());
 }
 

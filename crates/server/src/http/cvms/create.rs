@@ -46,7 +46,7 @@ fn provisioned(app: &App, prepared: &Prepared) -> Result<Answer> {
     let kms_info = view::kms_info(app, kms);
     let answer = wire::ProvisionAnswer {
         app_id: *app_id,
-        app_env_encrypt_pubkey: app_id.as_ref().and_then(|app_id| view::env_public_key(app, app_id)),
+        app_env_encrypt_pubkey: app_id.as_ref().and_then(|app_id| view::env_public_key(app, kms, app_id)),
         compose_hash: spec.compose.hash,
         kms_id: Some(kms_info.id.clone()),
         kms_info: Some(kms_info),

@@ -11,6 +11,7 @@ use crate::app::App;
 use crate::cvm::spec::Spec;
 use crate::cvm::state::Cvm;
 use crate::error::Result;
+use crate::kms::keys;
 use crate::workflow::operation::Kind;
 
 /// How much of a CVM is shown.
@@ -30,7 +31,7 @@ pub fn cvm(app: &App, cvm: &Cvm, spec: &Spec, detail: Detail) -> Result<wire::Cv
     let doc = Shown::of(spec);
     let account = app.store.account(cvm.workspace_id)?;
     let endpoints = endpoints(app, &cvm.app_id, cvm.instance_id.as_ref());
-    let key = env_public_key(app, &cvm.app_id);
+    let key = env_public_key(app, &cvm.kms, &cvm.app_id);
     let contract = app.config.contract_kms(&cvm.kms);
     Ok(wire::Cvm {
         id: cvm.uid.clone(),
@@ -55,7 +56,7 @@ pub fn cvm(app: &App, cvm: &Cvm, spec: &Spec, detail: Detail) -> Result<wire::Cv
             dstack_kms_address: contract.map(|kms| kms.contract.clone()),
             dstack_app_address: contract.map(|_| format!("0x{}", cvm.app_id)),
             encrypted_env_pubkey: key.clone(),
-            k256_pubkey: Some(hex::encode(app.kms.k256_public_key())),
+            k256_pubkey: Some(keys(app, &cvm.kms).k256_public_key()),
             ..wire::CvmKms::default()
         }),
         status: cvm.status.as_str().into(),
@@ -148,7 +149,7 @@ pub fn flat(app: &App, cvm: &Cvm, spec: &Spec) -> wire::CvmFlat {
         memory: spec.memory_mb,
         disk_size: spec.disk_gb,
         base_image: Some(spec.image.clone()),
-        encrypted_env_pubkey: env_public_key(app, &cvm.app_id),
+        encrypted_env_pubkey: env_public_key(app, &cvm.kms, &cvm.app_id),
         listed: cvm.listed,
         project_id: None,
         project_type: None,

@@ -222,9 +222,14 @@ fn still(app: &App, of: &Cvm) -> Result<Arc<Still>> {
         return Ok(still);
     }
     let spec = app.store.spec(of.id, of.revision)?;
-    let still = Arc::new(make(app, of, &spec.image, cvm(app, of, &spec, Detail::Whole)?));
-    let weight = still.own.len() + still.document.len() + still.image.len() + REST;
-    app.stills.by_cvm.put(of.id, Arc::clone(&still), weight);
+    let view = cvm(app, of, &spec, Detail::Whole)?;
+    // Where the key service has yet to be asked for the key, it may be known the next time.
+    let lasts = view.encrypted_env_pubkey.is_some();
+    let still = Arc::new(make(app, of, &spec.image, view));
+    if lasts {
+        let weight = still.own.len() + still.document.len() + still.image.len() + REST;
+        app.stills.by_cvm.put(of.id, Arc::clone(&still), weight);
+    }
     Ok(still)
 }
 

@@ -69,7 +69,7 @@ fn vm_deployed_by(
         docker_compose_file: shown.docker_compose_file(),
         features: Some(shown.features()),
         created_at: cvm.created_at,
-        encrypted_env_pubkey: env_public_key(app, &cvm.app_id),
+        encrypted_env_pubkey: env_public_key(app, &cvm.kms, &cvm.app_id),
         deployer_address: deployer.filter(|_| contract.is_some()),
         app_auth_contract_address: contract,
         public_sysinfo: Some(shown.flag(Flag::PublicSysinfo)),

@@ -65,6 +65,7 @@ CREATE TABLE app (
   workspace_id INTEGER NOT NULL REFERENCES workspace,
   name         TEXT NOT NULL,
   kms          TEXT NOT NULL,                  -- slug of the key service
+  env_key      BLOB,                           -- its public key and the signature, 97 bytes, if a dstack-kms gave it
   deployer     TEXT,                           -- who deployed its contract, as the client said
   cvm_count    INTEGER NOT NULL DEFAULT 0,
   created_at   INTEGER NOT NULL

@@ -1,5 +1,10 @@
 //! `casemate apps`.
 
+mod allowed;
+
+pub(crate) use allowed::is_allowed_text;
+
+use casemate_sdk::App;
 use casemate_sdk::wire::{AppPage, AppRecord, Cvm};
 use clap::{Args, Subcommand};
 use futures_util::TryStreamExt;
@@ -22,6 +27,9 @@ enum Command {
     #[command(visible_alias = "ls")]
     List(List),
     Get(Get),
+    Allowed(allowed::Allowed),
+    IsAllowed(allowed::IsAllowed),
+    Devices(allowed::Devices),
 }
 
 impl Apps {
@@ -29,6 +37,9 @@ impl Apps {
         match self.command {
             Command::List(list) => list.run(cx).await,
             Command::Get(get) => get.run(cx).await,
+            Command::Allowed(allowed) => allowed.run(cx).await,
+            Command::IsAllowed(is_allowed) => is_allowed.run(cx).await,
+            Command::Devices(devices) => devices.run(cx).await,
         }
     }
 }
@@ -99,26 +110,44 @@ fn rows(apps: &[AppRecord<Cvm>]) -> String {
     )
 }
 
-/// Show an app and its CVMs
+/// Which app.
 #[derive(Args)]
-pub(crate) struct Get {
+pub(crate) struct Which {
     /// The app's id or name
     #[arg(value_name = "APP")]
     app: String,
 }
 
-impl Get {
-    async fn run(self, cx: &Context) -> Result<()> {
+impl Which {
+    async fn record(&self, cx: &Context) -> Result<AppRecord<Cvm>> {
         let wanted = self.app.strip_prefix("app_").unwrap_or(&self.app);
         let id = wanted.strip_prefix("0x").unwrap_or(wanted).to_ascii_lowercase();
         let mut apps = cx.client()?.apps().search(&id).page_size(100).stream();
         while let Some(app) = apps.try_next().await? {
             if app.app_id.to_string() == id || app.name.eq_ignore_ascii_case(&self.app) {
-                return cx.out.result(&app, shown);
+                return Ok(app);
             }
         }
         let failure = Failure::failed(format!("there is no app `{}`", self.app));
         Err(failure.hint("`casemate apps list` shows those that there are"))
+    }
+
+    async fn app(&self, cx: &Context) -> Result<App> {
+        let record = self.record(cx).await?;
+        Ok(cx.client()?.app(record.app_id))
+    }
+}
+
+/// Show an app and its CVMs
+#[derive(Args)]
+pub(crate) struct Get {
+    #[command(flatten)]
+    which: Which,
+}
+
+impl Get {
+    async fn run(self, cx: &Context) -> Result<()> {
+        cx.out.result(&self.which.record(cx).await?, shown)
     }
 }
 
