@@ -1,6 +1,7 @@
 //! What a running CVM tells about itself.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -393,4 +394,18 @@ pub struct Observed {
     pub last_stop: Option<LastStop>,
     /// How long it was last down, in milliseconds.
     pub last_downtime_ms: Option<u64>,
+    /// Where the ports that it publishes are reached; empty where the node does not know.
+    #[serde(default)]
+    pub ports: Vec<ReachedPort>,
+}
+
+/// A TCP port that a machine publishes, and where it is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReachedPort {
+    /// Port of the machine.
+    pub port: u16,
+    /// Address on the node's host, for example `127.0.0.1:20000`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub at: SocketAddr,
 }

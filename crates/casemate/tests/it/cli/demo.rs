@@ -29,7 +29,7 @@ fn the_example_is_deployed_updated_and_updated_again_by_a_second_start() {
         .collect();
     assert_eq!(steps, [2, 1, 2, 2, 2], "{first}");
     for part in
-        ["boots         1               2", "memory        2048 MB         4096 MB", "It was down for "]
+        ["boots             1               2", "memory            2048 MB         4096 MB", "It was down for "]
     {
         assert!(first.contains(part), "{part} in {first}");
     }
@@ -46,7 +46,7 @@ fn the_example_is_deployed_updated_and_updated_again_by_a_second_start() {
     world.end_server();
     let second = shown(world.serve(&["--demo"]));
     for part in
-        ["is here from an earlier start", "It is off. Starting it", "memory        4096 MB         2048 MB"]
+        ["is here from an earlier start", "It is off. Starting it", "memory            4096 MB         2048 MB"]
     {
         assert!(second.contains(part), "{part} in {second}");
     }

@@ -107,6 +107,7 @@ fn seen(seen: &wire::Observed) -> String {
             .into_iter()
             .filter_map(|(what, public)| public.then_some(what))
             .collect();
+    let ports: Vec<_> = seen.ports.iter().map(|one| format!("{} at {}", one.port, one.at)).collect();
     let list = |items: &[String]| if items.is_empty() { NOTHING.to_owned() } else { items.join(", ") };
     fields([
         ("status", Some(seen.status.to_string())),
@@ -124,6 +125,7 @@ fn seen(seen: &wire::Observed) -> String {
         ("image", Some(seen.image.clone())),
         ("environment", Some(list(&seen.env_keys))),
         ("public", Some(if public.is_empty() { "nothing".into() } else { public.join(", ") })),
+        ("ports", (!ports.is_empty()).then(|| ports.join(", "))),
     ])
 }
 

@@ -14,7 +14,7 @@ use crate::driver::fence::{Entry, Stage};
 use crate::driver::{AfterTimeout, At, Error, LastStop, Machine, Result, Stop, Stopped};
 
 /// How often a waiting call looks.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// How long a guest that was asked to go down may show no sign of it before it is asked another way.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long a process may take to end after its power was cut.
@@ -45,7 +45,7 @@ pub(super) async fn stage(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
 /// Brings the machine down.
 pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) -> Result<Stopped> {
     let asked_at = host.clock.now();
-    let mut asks = Asks { last: None, count: 0 };
+    let mut asks = Asks::default();
     loop {
         {
             let _turn = slot.turn.lock().await;
@@ -82,13 +82,14 @@ pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) 
 }
 
 /// How a guest was asked to go down: by its power button, then by its agent, and so on until it shows that it does.
-struct Asks {
+#[derive(Default)]
+pub(super) struct Asks {
     last: Option<jiff::Timestamp>,
     count: u32,
 }
 
 impl Asks {
-    async fn ask(&mut self, host: &Host, slot: &Slot) {
+    pub(super) async fn ask(&mut self, host: &Host, slot: &Slot) {
         let now = host.clock.now();
         let lately = self.last.is_some_and(|last| now.duration_since(last).unsigned_abs() < ASK_AGAIN);
         if lately || is_stopping(slot) {
@@ -128,7 +129,7 @@ fn going_down(slot: &Slot, how: LastStop) -> Result<()> {
 }
 
 /// Cuts the power of the machine's process, and waits until it is gone.
-async fn cut_power(host: &Host, slot: &Slot) -> Result<()> {
+pub(super) async fn cut_power(host: &Host, slot: &Slot) -> Result<()> {
     let Some(process) = slot.process() else { return Ok(()) };
     process.kill().map_err(|error| Error::Unreachable(format!("its process cannot be ended: {error}")))?;
     let late = || Error::Unreachable(format!("process {} does not end", process.pid()));
@@ -136,7 +137,7 @@ async fn cut_power(host: &Host, slot: &Slot) -> Result<()> {
 }
 
 /// Waits for the machine to go down, but not longer than this.
-async fn wait_for_end(host: &Host, slot: &Slot, limit: Duration) {
+pub(super) async fn wait_for_end(host: &Host, slot: &Slot, limit: Duration) {
     match slot.process() {
         Some(process) => drop(host.clock.within(limit, process.ended()).await),
         None => host.clock.sleep(limit).await,

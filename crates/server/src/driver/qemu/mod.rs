@@ -45,6 +45,7 @@ mod console;
 mod disk;
 mod files;
 mod gone;
+mod leave;
 mod logs;
 mod os_images;
 mod ports;
@@ -148,6 +149,12 @@ impl Qemu {
     /// The store of container images.
     pub fn images(&self) -> &ImageStore {
         &self.host.store
+    }
+
+    /// Closes the node and brings its machines down, as a host does that is switched off: each is asked, and loses its power if
+    /// it takes longer than `timeout`. Whoever opens the node again turns them on.
+    pub async fn shut_down(&self, timeout: Duration) {
+        leave::all(&self.host, timeout).await;
     }
 
     /// The sum of what its machines occupy.

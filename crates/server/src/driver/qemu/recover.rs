@@ -42,9 +42,16 @@ fn one(host: &Arc<Host>, slot: &Arc<Slot>) {
     }
     let Some(held) = slot.held() else { return };
     let boot = held.boot_count;
+    let turn_on = || {
+        let (watching, slot) = (Arc::clone(host), Arc::clone(slot));
+        host.spawn(async move { watch::after_the_end(&watching, &slot, boot).await });
+    };
     let Some(on) = held.on else {
         // Ours, and not meant to be there.
         end(slot);
+        if held.meant_on {
+            turn_on();
+        }
         return;
     };
     let process = on.process.or_else(|| Process::in_folder(&slot.folder)).filter(Process::is_alive);
@@ -57,8 +64,7 @@ fn one(host: &Arc<Host>, slot: &Arc<Slot>) {
         None => {
             let now = host.clock.now();
             slot.happened(|held| held.went_down(now));
-            let (watching, slot) = (Arc::clone(host), Arc::clone(slot));
-            host.spawn(async move { watch::after_the_end(&watching, &slot, boot).await });
+            turn_on();
         }
     }
 }

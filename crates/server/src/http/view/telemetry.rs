@@ -1,5 +1,7 @@
 //! What a node last reported of a machine, in the words of the wire.
 
+use std::net::Ipv4Addr;
+
 use casemate_types::wire;
 use jiff::Timestamp;
 
@@ -114,7 +116,13 @@ pub fn observed(seen: &Observed) -> wire::Observed {
             LastStop::Crashed => wire::LastStop::Crashed,
         }),
         last_downtime_ms: seen.last_downtime_ms,
+        ports: seen.ports.iter().map(reached).collect(),
     }
+}
+
+/// Nodes give out ports of their host's loopback address.
+fn reached(port: &driver::Port) -> wire::ReachedPort {
+    wire::ReachedPort { port: port.guest, at: (Ipv4Addr::LOCALHOST, port.host).into() }
 }
 
 #[cfg(test)]
