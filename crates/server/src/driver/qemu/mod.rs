@@ -206,6 +206,7 @@ impl Host {
             capacity: self.capacity,
             gpu_product: None,
             images,
+            own_guests: true,
         }
     }
 
