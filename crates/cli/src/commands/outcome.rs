@@ -188,7 +188,7 @@ impl Change<'_> {
                 })?;
                 if let Some(new) = &new {
                     cx.out.note(&format!(
-                        "`casemate cvms get {new}` shows it. Updates of {} do not reach it: it has its own.",
+                        "`casemate cvms get {new}` shows it, `casemate cvms update {new}` changes it: updates of {} do not.",
                         self.cvm
                     ));
                 }
