@@ -1,6 +1,6 @@
 //! What a request means for a CVM. Pure: a rule is one short test.
 
-use casemate_types::compose::{ComposeDoc, Flag};
+use casemate_types::compose::ComposeDoc;
 use casemate_types::error::{FieldError, codes};
 use casemate_types::ids::AppId;
 use casemate_types::patch::{AttachMode, CvmPatch, GpuPatch, Sparse};
@@ -51,18 +51,8 @@ impl Wish {
             || self.content_of.is_some()
             || texts.contains(&true)
             || allowed_envs.get().is_some()
-            || flags(&self.patch).iter().any(|(_, wanted)| wanted.get().is_some())
+            || self.patch.flags().iter().any(|(_, wanted)| wanted.get().is_some())
     }
-}
-
-fn flags(patch: &CvmPatch) -> [(Flag, &Sparse<bool>); 5] {
-    [
-        (Flag::PublicLogs, &patch.public_logs),
-        (Flag::PublicSysinfo, &patch.public_sysinfo),
-        (Flag::PublicTcbinfo, &patch.public_tcbinfo),
-        (Flag::GatewayEnabled, &patch.gateway_enabled),
-        (Flag::SecureTime, &patch.secure_time),
-    ]
 }
 
 /// What a node and the operator allow.
@@ -403,23 +393,7 @@ fn document(current: &Compose, wish: &Wish, rules: &Rules<'_>) -> Result<Option<
     if !wish.touches_document() {
         return Ok(None);
     }
-    let patch = &wish.patch;
-    let mut document = wish.document.clone().unwrap_or_else(|| current.parsed());
-    if let Some(yaml) = patch.docker_compose_file.get() {
-        document.set_docker_compose_file(yaml);
-    }
-    if let Some(script) = patch.pre_launch_script.get() {
-        document.set_pre_launch_script(script);
-    }
-    if let Some(keys) = patch.allowed_envs.get() {
-        document.set_allowed_envs(keys.iter().map(String::as_str));
-    }
-    for (flag, wanted) in flags(patch) {
-        // A flag that has this value by default is left out: the hash stays what it is.
-        if let Some(value) = wanted.get().copied().filter(|value| document.flag(flag) != *value) {
-            document.set_flag(flag, value);
-        }
-    }
+    let document = wish.patch.document(wish.document.clone().unwrap_or_else(|| current.parsed()));
     if wish.document.is_none() && document.to_json() == *current.document {
         return Ok(None);
     }
