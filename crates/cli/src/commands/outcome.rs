@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::approvals::{before_signing, is_of, ways as approval_ways};
 use super::changes::Texts;
+use super::cvms::get::addresses;
 use super::signing::{Signing, chain_name, note_registered, note_signing};
 use crate::context::Context;
 use crate::error::{AboutExt, Failure, Result};
@@ -195,6 +196,9 @@ impl Change<'_> {
                 if let Some(text) = ended.revocation.as_ref().and_then(superseded) {
                     cx.out.note(&text);
                 }
+                if matches!(ended.kind.as_str(), "create" | "update") {
+                    self.note_addresses(cx).await;
+                }
                 Ok(())
             }
             None if cx.out.is_json() => match operation.cvm() {
@@ -206,6 +210,19 @@ impl Change<'_> {
                 None => Ok(()),
             },
             None => cx.out.print(&format!("{} is {}.", self.cvm, self.done)),
+        }
+    }
+
+    /// Where it is reached, for people. Whoever cannot be asked now is not asked again.
+    async fn note_addresses(&self, cx: &Context) {
+        if cx.out.is_json() {
+            return;
+        }
+        let Ok(client) = cx.client() else { return };
+        if let Ok(cvm) = client.cvm(self.cvm).get().await
+            && let Some(addresses) = addresses(&cvm)
+        {
+            cx.out.note(&format!("It is reached at {addresses}"));
         }
     }
 

@@ -207,12 +207,18 @@ impl Slot {
                     let one = |one: &casemate_types::guest::Container| Container {
                         service: one.service.clone(),
                         image: one.image.clone(),
+                        digest: Some(one.digest.clone()).filter(|digest| !digest.is_empty()),
+                        running: one.running,
+                        exit_code: one.exit_code,
+                        restarts: one.restarts,
+                        started_at: one.started_at,
                     };
                     report.containers.iter().map(one).collect()
                 }
                 _ => Vec::new(),
             },
             ports: held.ports.clone(),
+            images: held.now.images.clone(),
             guest,
         })
     }
@@ -271,6 +277,7 @@ fn unreadable(vm: VmUuid, why: &str) -> Observed {
         last_downtime_ms: None,
         containers: Vec::new(),
         ports: Vec::new(),
+        images: Vec::new(),
     }
 }
 
