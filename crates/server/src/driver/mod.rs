@@ -377,6 +377,10 @@ pub struct NodeFacts {
     pub gpu_product: Option<String>,
     /// OS images on the node.
     pub images: Vec<Image>,
+    /// Its machines run the services of the compose file by a program of ours, which takes what
+    /// [`ComposeDoc::runnable`](casemate_types::compose::ComposeDoc::runnable) takes and nothing else.
+    #[serde(default)]
+    pub own_guests: bool,
 }
 
 /// An OS image on a node.

@@ -85,7 +85,7 @@ fn text(detail: &ApprovalDetail) -> String {
 }
 
 /// Texts line by line, everything else as one line.
-fn changes(diff: &[Diff]) -> String {
+pub(super) fn changes(diff: &[Diff]) -> String {
     let is_text = |change: &&Diff| {
         let lines = |value: &Value| value.as_str().is_some_and(|text| text.contains('\n'));
         lines(&change.from) || lines(&change.to)

@@ -207,6 +207,7 @@ impl Host {
             capacity: self.capacity,
             gpu_product: None,
             images,
+            own_guests: true,
         }
     }
 

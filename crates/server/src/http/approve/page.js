@@ -135,6 +135,7 @@ function showDecision(approval) {
   at("commit").disabled = !open || !allowed || busy;
   at("why").textContent = allowed
     ? "The contract allows it. Committing restarts the machine with the new configuration."
+    : approval.auto_commit ? "The server commits it as soon as the contract allows both the hash and the device. This page keeps looking."
     : "As soon as the contract allows both the hash and the device, it can be committed here. This page keeps looking.";
   at("auto").hidden = token.startsWith("ct_");
   at("auto").textContent = approval.auto_commit ? "Do not commit by itself" : "Commit by itself once allowed";

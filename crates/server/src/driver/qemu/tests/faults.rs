@@ -251,6 +251,14 @@ async fn what_is_missing_is_named_before_anything_is_touched() {
         assert!(error.to_string().contains(expected), "{error}");
         assert_eq!(until(&rig, |_| true).await, Observed { generation, ..before.clone() });
     }
+    for (generation, variables, expected) in
+        [(5, &b"A=1,B=2,C=3"[..], "has `C`, which `allowed_envs` does not name"), (6, b"A=1", "has no `B`")]
+    {
+        let mut machine = rig.machine(2);
+        machine.spec.sealed_env = Some(variables.into());
+        let error = rig.qemu().ensure_staged(at(generation), &machine).await.unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
 }
 
 #[tokio::test]
