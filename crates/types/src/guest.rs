@@ -247,6 +247,9 @@ pub struct Evidence {
     pub events: Vec<Event>,
     /// What the register holds after them, 48 bytes in hex.
     pub rtmr3: String,
+    /// The app-compose text that was measured.
+    #[serde(default)]
+    pub app_compose: String,
 }
 
 /// An event that a guest measured.

@@ -7,6 +7,7 @@ use casemate_sdk::{Ask, Operation, PatchOutcome};
 use clap::Args;
 
 use super::approvals::{Typed, before_signing, ways as approval_ways};
+use super::cvms::get::addresses;
 use super::signing::{Signing, chain_name, note_registered, note_signing};
 use crate::context::Context;
 use crate::error::{AboutExt, Failure, Result};
@@ -195,6 +196,9 @@ impl Change<'_> {
                 if let Some(text) = ended.revocation.as_ref().and_then(superseded) {
                     cx.out.note(&text);
                 }
+                if matches!(ended.kind.as_str(), "create" | "update") {
+                    note_addresses(cx, &ended).await;
+                }
                 Ok(())
             }
             None if cx.out.is_json() => match operation.cvm() {
@@ -261,6 +265,19 @@ impl Change<'_> {
             }
             None => format!("{} is {}.", self.cvm, self.done),
         }
+    }
+}
+
+/// Where the CVM is reached now, for people. Whoever cannot be asked now is not asked again.
+async fn note_addresses(cx: &Context, ended: &wire::Operation) {
+    if cx.out.is_json() {
+        return;
+    }
+    let Ok(client) = cx.client() else { return };
+    if let Ok(cvm) = client.cvm(&ended.cvm_id).get().await
+        && let Some(addresses) = addresses(&cvm)
+    {
+        cx.out.note(&format!("It is reached at {addresses}"));
     }
 }
 

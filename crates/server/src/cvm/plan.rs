@@ -1,6 +1,6 @@
 //! What a request means for a CVM. Pure: a rule is one short test.
 
-use casemate_types::compose::ComposeDoc;
+use casemate_types::compose::{ComposeDoc, Service};
 use casemate_types::error::{FieldError, codes};
 use casemate_types::ids::AppId;
 use casemate_types::patch::{AttachMode, CvmPatch, GpuPatch, Sparse};
@@ -217,7 +217,7 @@ pub fn plan_update(current: &Current<'_>, wish: &Wish, rules: &Rules<'_>) -> Res
         true => Approval::Needed,
         false => Approval::NotNeeded,
     };
-    let warnings = if hash_changes { warnings(&spec) } else { Vec::new() };
+    let warnings = if hash_changes { warnings(&spec, rules.contract_owned) } else { Vec::new() };
     let content_of = wish.content_of.as_ref().map(|(number, _)| *number);
     Ok(Plan::Steps(Box::new(Steps { spec, content_of, diff, approval, options, warnings })))
 }
@@ -471,18 +471,26 @@ fn record_diff(cvm: &Cvm, records: &Records) -> Vec<Change> {
         .collect()
 }
 
-/// Where the text that is hashed and run differs from what was sent.
-pub fn warnings(spec: &Spec) -> Vec<String> {
-    let altered = spec.compose.parsed().normalise().altered;
-    altered
-        .into_iter()
-        .map(|altered| {
-            format!(
-                "{} line {}: the space after `\":` is removed from the text that is hashed and run",
-                altered.field, altered.line
-            )
-        })
-        .collect()
+/// Where the text that is hashed and run differs from what was sent; and, where a contract allows by hash, which images the
+/// hash does not settle.
+pub fn warnings(spec: &Spec, contract_owned: bool) -> Vec<String> {
+    let document = spec.compose.parsed();
+    let services = if contract_owned { document.services() } else { Vec::new() };
+    let tag = |service: Service| {
+        let image = service.image.filter(|image| !image.contains("@sha256:"))?;
+        Some(format!(
+            "service `{}`: the compose hash covers only the name `{image}`, which may mean another image tomorrow; pin a \
+             digest: `{image}@sha256:…`",
+            service.name
+        ))
+    };
+    let altered = document.normalise().altered.into_iter().map(|altered| {
+        format!(
+            "{} line {}: the space after `\":` is removed from the text that is hashed and run",
+            altered.field, altered.line
+        )
+    });
+    altered.chain(services.into_iter().filter_map(tag)).collect()
 }
 
 #[cfg(test)]
@@ -505,6 +513,34 @@ mod tests {
             requires_gpu,
         };
         vec![image("prod", false, false), image("dev", true, false), image("gpu", false, true)]
+    }
+
+    #[test]
+    fn where_a_contract_allows_by_hash_a_tag_is_warned_of() {
+        let images = images();
+        let yaml = format!(
+            "services:\n  web:\n    image: nginx:1\n  db:\n    image: db@sha256:{}\n",
+            "a".repeat(64)
+        );
+        let wish = Wish {
+            patch: CvmPatch { docker_compose_file: Sparse::Value(yaml), ..CvmPatch::default() },
+            ..Wish::default()
+        };
+        let (cvm, spec) = running();
+        let current = Current { cvm: &cvm, spec: &spec };
+        let warnings = |contract_owned| {
+            let rules = Rules { contract_owned, ..rules(&images) };
+            match plan_update(&current, &wish, &rules).unwrap() {
+                Plan::Steps(steps) => steps.warnings,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(warnings(false).is_empty());
+        let warned = warnings(true);
+        assert!(
+            warned.len() == 1 && warned[0].contains("`web`") && warned[0].contains("nginx:1@sha256:"),
+            "{warned:?}"
+        );
     }
 
     fn rules(images: &[Image]) -> Rules<'_> {

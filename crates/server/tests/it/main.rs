@@ -31,4 +31,5 @@ mod slow_guests;
 mod sweeps;
 mod sweeps_of_approvals;
 mod updates;
+mod vm_inside;
 mod watching;

@@ -17,6 +17,8 @@ use crate::driver::{AfterTimeout, At, Error, LastStop, Machine, Result, Stop, St
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// How long a guest that was asked to go down may show no sign of it before it is asked another way.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// How long a guest whose power is about to be cut may take to hand out what its services wrote.
+const LAST_LINES: Duration = Duration::from_millis(300);
 /// How long a process may take to end after its power was cut.
 const KILLED: Duration = Duration::from_secs(10);
 
@@ -70,6 +72,9 @@ pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) 
                 Stop::Graceful { then: AfterTimeout::GiveUp, .. } => return Ok(Stopped::StillRunning),
                 Stop::Graceful { then: AfterTimeout::Force, .. } | Stop::Force => {
                     going_down(slot, LastStop::Forced)?;
+                    // Who cuts the power is in a hurry; a guest that is well answers at once.
+                    host.clock.within(LAST_LINES, logs::fetch_all(host, slot)).await;
+                    logs::keep(slot).await;
                     cut_power(host, slot).await?;
                     // The next look finds it off.
                     continue;
@@ -103,6 +108,10 @@ impl Asks {
             0 => qmp::execute(&host.clock, &slot.folder, "system_powerdown").await.map(drop),
             _ => slot.agent.ask(&host.clock, Ask::PowerOff, Duration::from_secs(1)).await.map(drop),
         };
+        if self.count == 0 {
+            // While the guest goes down, so that nobody waits for it.
+            logs::keep(slot).await;
+        }
         if let Err(error) = asked {
             tracing::debug!(%error, vm = %slot.vm, "a guest could not be asked to go down");
         }

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use casemate_types::guest::Evidence;
 use casemate_types::ids::VmUuid;
 use casemate_types::wire::Sysinfo;
 use tokio::sync::Semaphore;
@@ -63,7 +64,7 @@ mod watch;
 pub use self::config::{Accel, Accelerator, Pace, QemuConfig};
 
 /// What a node that runs QEMU can do.
-pub const ABILITIES: Abilities = Abilities { new_instance_id: true, fence: true };
+pub const ABILITIES: Abilities = Abilities { new_instance_id: true, fence: true, ports: true };
 /// A machine that takes longer than this to come up does not boot. Emulated, and several at once on few cores, they take their
 /// time.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(180);
@@ -290,6 +291,10 @@ impl Driver for Qemu {
 
     async fn sysinfo(&self, machine: VmUuid) -> Result<Option<Sysinfo>> {
         Ok(sysinfo::of(&self.host, &self.host.slot(machine)).await)
+    }
+
+    async fn evidence(&self, machine: VmUuid) -> Result<Option<Evidence>> {
+        Ok(sysinfo::evidence(&self.host, &self.host.slot(machine)).await)
     }
 
     async fn logs(&self, machine: VmUuid, channel: &LogChannel) -> Result<Vec<LogLine>> {

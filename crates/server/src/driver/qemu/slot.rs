@@ -1,6 +1,5 @@
 //! The place of one machine: its folder, what is kept of it, and what was last seen of its guest.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,11 +9,12 @@ use casemate_types::ids::{ComposeHash, InstanceId, VmUuid};
 use jiff::Timestamp;
 
 use super::agent::Agent;
+use super::logs::Kept;
 use super::process::Process;
 use super::record::{Held, Record};
 use crate::cvm::spec::{Booking, Spec, sha256};
 use crate::driver::fence::{Entry, Stage};
-use crate::driver::{At, Container, Error, Guest, LogLine, Observed, Result, inside};
+use crate::driver::{At, Container, Error, Guest, Observed, Result, inside};
 
 /// The place of one machine. It stays when the machine is gone, for the sake of the fence.
 pub(super) struct Slot {
@@ -36,15 +36,7 @@ pub(super) struct State {
     /// Why it did not start the last time.
     pub(super) failed: Option<String>,
     /// What its services wrote, as far as somebody asked.
-    pub(super) logs: BTreeMap<String, Fetched>,
-}
-
-/// Lines of a service that were fetched from the guest.
-#[derive(Default)]
-pub(super) struct Fetched {
-    pub(super) lines: Vec<LogLine>,
-    /// Number of the next line.
-    pub(super) next: u64,
+    pub(super) logs: Kept,
 }
 
 impl Slot {
@@ -60,7 +52,7 @@ impl Slot {
             agent: Agent::new(folder.clone()),
             folder,
             turn: tokio::sync::Mutex::default(),
-            state: Mutex::new(State { record, broken, seen: None, failed: None, logs: BTreeMap::new() }),
+            state: Mutex::new(State { record, broken, seen: None, failed: None, logs: Kept::default() }),
         };
         if let Some(generation) = gone {
             slot.lock().record.fence.was_removed(generation);
@@ -129,7 +121,7 @@ impl Slot {
             broken: None,
             seen: None,
             failed: None,
-            logs: BTreeMap::new(),
+            logs: Kept::default(),
         };
         state.record.fence.was_removed(generation);
     }
@@ -215,12 +207,18 @@ impl Slot {
                     let one = |one: &casemate_types::guest::Container| Container {
                         service: one.service.clone(),
                         image: one.image.clone(),
+                        digest: Some(one.digest.clone()).filter(|digest| !digest.is_empty()),
+                        running: one.running,
+                        exit_code: one.exit_code,
+                        restarts: one.restarts,
+                        started_at: one.started_at,
                     };
                     report.containers.iter().map(one).collect()
                 }
                 _ => Vec::new(),
             },
             ports: held.ports.clone(),
+            images: held.now.images.clone(),
             guest,
         })
     }
@@ -279,6 +277,7 @@ fn unreadable(vm: VmUuid, why: &str) -> Observed {
         last_downtime_ms: None,
         containers: Vec::new(),
         ports: Vec::new(),
+        images: Vec::new(),
     }
 }
 

@@ -69,7 +69,12 @@ pub fn guest(app: &App, cvm: &Cvm) -> Result<Guest> {
 
 /// How long a machine has run, for people.
 pub fn uptime(app: &App, seen: &Observed) -> Option<String> {
-    seen.started_at.map(|since| duration(since, app.clock.now()))
+    seen.started_at.map(|at| since(app, at))
+}
+
+/// How long ago something was, for people.
+pub fn since(app: &App, at: Timestamp) -> String {
+    duration(at, app.clock.now())
 }
 
 /// `3h 2m`: the two largest units.
