@@ -3,6 +3,7 @@
 use casemate_types::ids::{AppId, ComposeHash, CvmUid, OperationId};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::answers::Receipt;
@@ -84,8 +85,9 @@ pub enum ApprovalState {
 }
 
 impl ApprovalState {
-    /// The words for all of them.
-    pub const WORDS: [&str; 5] = ["open", "committed", "superseded", "expired", "cancelled"];
+    /// The words for all of them, as they are shown and asked for.
+    pub const WORDS: [&str; 6] =
+        ["open", "needs_attention", "committed", "superseded", "expired", "cancelled"];
 
     /// The word for it.
     pub fn as_str(self) -> &'static str {
@@ -98,6 +100,22 @@ impl ApprovalState {
         }
     }
 }
+
+impl Approval {
+    /// The word for where it stands, as it is shown: one that waits for somebody to look at it, or whose time is over although
+    /// nobody has swept it, has a word of its own.
+    pub fn state_at(&self, now: Timestamp) -> &'static str {
+        match self.state {
+            ApprovalState::Open if self.expires_at <= now => "expired",
+            ApprovalState::Open if self.attention.is_some() => "needs_attention",
+            state => state.as_str(),
+        }
+    }
+}
+
+/// The same in SQL, where `?1` is the time.
+const STATE_AT: &str = "CASE WHEN a.state <> 'open' THEN a.state WHEN a.expires_at <= ?1 THEN 'expired'
+  WHEN a.attention IS NOT NULL THEN 'needs_attention' ELSE 'open' END";
 
 /// An approval to be stored.
 #[derive(Clone, Debug)]
@@ -131,8 +149,8 @@ pub struct NewApproval {
 pub struct ApprovalFilter {
     /// Only of this CVM.
     pub cvm_id: Option<i64>,
-    /// Only in this state: one of [`ApprovalState::WORDS`].
-    pub state: Option<&'static str>,
+    /// Only in one of these states, of [`ApprovalState::WORDS`]; in any if there is none.
+    pub states: Vec<&'static str>,
     /// Only older than this one.
     pub before: Option<Uuid>,
     /// At most so many.
@@ -258,15 +276,21 @@ impl Store {
     }
 
     /// Approvals of a workspace, newest first. Those of CVMs that are gone are left out.
-    pub fn approvals(&self, workspace_id: i64, filter: &ApprovalFilter) -> Result<Vec<Approval>> {
+    pub fn approvals(
+        &self,
+        workspace_id: i64,
+        filter: &ApprovalFilter,
+        now: Timestamp,
+    ) -> Result<Vec<Approval>> {
         self.read(|connection| {
             let sql = format!(
-                "{APPROVAL} WHERE c.workspace_id = ?1 AND c.deleted_at IS NULL AND (?2 IS NULL OR a.cvm_id = ?2)
-                 AND (?3 IS NULL OR a.state = ?3) AND a.id < ?4 ORDER BY a.id DESC LIMIT ?5"
+                "{APPROVAL} WHERE c.workspace_id = ?2 AND c.deleted_at IS NULL AND (?3 IS NULL OR a.cvm_id = ?3)
+                 AND (?4 = '[]' OR {STATE_AT} IN (SELECT value FROM json_each(?4))) AND a.id < ?5
+                 ORDER BY a.id DESC LIMIT ?6"
             );
             let mut statement = connection.prepare_cached(&sql)?;
-            let before = filter.before.unwrap_or(Uuid::max());
-            let asked = params![workspace_id, filter.cvm_id, filter.state, before, filter.limit];
+            let (before, states) = (filter.before.unwrap_or(Uuid::max()), json!(filter.states).to_string());
+            let asked = params![millis(now), workspace_id, filter.cvm_id, states, before, filter.limit];
             all(&mut statement.query(asked)?)
         })
     }

@@ -212,7 +212,7 @@ async fn what_is_switched_off_while_the_contract_is_asked_is_not_committed() {
         let approval = stage.client.json(&path).await;
         assert_eq!(
             (&approval["state"], &approval["auto_commit"]),
-            (&json!("open"), &json!(false)),
+            (&json!(if revoked { "needs_attention" } else { "open" }), &json!(false)),
             "{approval}"
         );
         assert_eq!(stage.now().open, None);
@@ -248,13 +248,16 @@ async fn nothing_is_committed_in_the_name_of_who_may_no_longer_do_it() {
     stage.client.delete(&format!("/keys/{}", text(&made["id"]))).await.expect(204);
     once(&stage.world.app).await;
     let approval = stage.client.json(&path).await;
-    assert_eq!((&approval["state"], &approval["auto_commit"]), (&json!("open"), &json!(false)));
+    assert_eq!((&approval["state"], &approval["auto_commit"]), (&json!("needs_attention"), &json!(false)));
     assert!(text(&approval["needs_attention"]).contains("revoked"), "{approval}");
     assert!(kinds(&stage).await.contains(&"approval.auto_commit_refused".to_owned()));
     assert_eq!(stage.now().open, None);
     // Somebody who may can switch it on again, in their own name.
     let on = stage.client.post(&format!("{path}/auto-commit"), json!({})).await.expect(200);
-    assert_eq!((&on["auto_commit"], on.get("needs_attention")), (&json!(true), None));
+    assert_eq!(
+        (&on["state"], &on["auto_commit"], on.get("needs_attention")),
+        (&json!("open"), &json!(true), None)
+    );
     once(&stage.world.app).await;
     assert_eq!(stage.client.json(&path).await["state"], "committed");
 }
@@ -271,11 +274,81 @@ async fn a_base_that_changed_needs_somebody_and_restarts_nothing() {
     once(&stage.world.app).await;
     stage.world.settle().await;
     let approval = stage.client.json(&path).await;
-    assert_eq!(approval["state"], "open");
+    assert_eq!(approval["state"], "needs_attention");
     assert!(text(&approval["needs_attention"]).contains("vcpu"), "{approval}");
     assert_eq!(stage.boots().await, boots);
     let seen = kinds(&stage).await;
     assert_eq!(seen.iter().filter(|kind| *kind == "approval.needs_attention").count(), 1, "said once");
+}
+
+/// An approval that needs somebody's attention, because a field that it changes was changed meanwhile: its hash, its path and
+/// its token.
+async fn needs_attention(stage: &Stage) -> (ComposeHash, String, String) {
+    let client = stage.client.header("x-prepare-only", "true").header("x-auto-commit", "true");
+    let answer =
+        client.patch(&stage.path(""), json!({ "docker_compose_file": compose("web:2"), "vcpu": 2 })).await;
+    stage.client.patch(&stage.path(""), json!({ "vcpu": 3 })).await.expect(202);
+    stage.world.settle().await;
+    stage.chain.allow_hash(stage.cvm.app_id, hash(&answer));
+    once(&stage.world.app).await;
+    let path = format!("/approvals/{}", text(&detail(&answer, "approval_id")));
+    (hash(&answer), path, text(&detail(&answer, "commit_token")))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_needs_attention_is_a_state_of_its_own_and_found_by_it() {
+    let stage = Stage::start().await;
+    let (_, path, _) = needs_attention(&stage).await;
+    let (_, plain) = ask(&stage, &stage.client, json!({ "public_sysinfo": false })).await;
+    let listed = async |query: &str| {
+        let page = stage.client.json(&format!("/approvals{query}")).await;
+        let items = page["items"].as_array().expect("a list");
+        items.iter().map(|one| (format!("/approvals/{}", text(&one["id"])), text(&one["state"]))).collect()
+    };
+    let (attention, open) = ((path.clone(), "needs_attention".into()), (plain.clone(), "open".into()));
+    let all: Vec<(String, String)> = listed("").await;
+    assert_eq!(all, [open.clone(), attention.clone()]);
+    assert_eq!(listed("?state=needs_attention").await, [attention]);
+    assert_eq!(listed("?state=open").await, [open]);
+    assert_eq!(listed("?state=open&state=needs_attention").await, all);
+    let wrong = stage.client.get("/approvals?state=attention").await.expect(422).to_string();
+    assert!(wrong.contains("needs_attention"), "{wrong}");
+    // Its time runs on.
+    stage.world.clock.sleep(14 * DAY).await;
+    let over = (path.clone(), "expired".to_owned());
+    assert!(listed("?state=expired").await.contains(&over), "also before anybody has swept");
+    assert_eq!(listed("?state=open&state=needs_attention").await, []);
+    once(&stage.world.app).await;
+    assert!(listed("?state=expired").await.contains(&over));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_needs_attention_can_be_committed_cancelled_and_superseded() {
+    // The field goes back to what it was, and the token is as good as before.
+    let stage = Stage::start().await;
+    let (asked, path, token) = needs_attention(&stage).await;
+    assert!(stage.commit(&token, "", "").await.expect(466).to_string().contains("was changed since"));
+    let before = stage.world.app.store.spec(stage.cvm.id, 1).expect("the spec").vcpu;
+    stage.client.patch(&stage.path(""), json!({ "vcpu": before })).await.expect(202);
+    stage.world.settle().await;
+    stage.commit(&token, "", "").await.expect(202);
+    stage.world.settle().await;
+    assert_eq!(
+        (stage.client.json(&path).await["state"].clone(), stage.hash_of(stage.now().revision)),
+        (json!("committed"), asked)
+    );
+
+    let stage = Stage::start().await;
+    let (_, path, token) = needs_attention(&stage).await;
+    let cancelled = stage.client.post(&format!("{path}/cancel"), json!({})).await.expect(200);
+    assert_eq!(cancelled["state"], "cancelled");
+    stage.commit(&token, "", "").await.expect(400);
+
+    let stage = Stage::start().await;
+    let (asked, path, _) = needs_attention(&stage).await;
+    let (again, token) = stage.prepare(json!({ "docker_compose_file": compose("web:2"), "vcpu": 2 })).await;
+    assert_eq!((again, stage.client.json(&path).await["state"].clone()), (asked, json!("superseded")));
+    stage.commit(&token, "", "").await.expect(202);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use casemate_sdk::types::compose::ComposeDoc;
 use casemate_sdk::types::error::ApprovalNeeded;
-use casemate_sdk::wire::{ApprovalDetail, ApprovalState};
+use casemate_sdk::wire::ApprovalDetail;
 
 use crate::commands::changes::Texts;
 use crate::error::{Failure, Result};
@@ -14,7 +14,7 @@ pub(crate) fn before_signing(detail: &ApprovalDetail, typed: Option<&Texts>) -> 
         let hint = format!("`casemate approvals show {}` shows what it is about", detail.approval.id);
         Err(Failure::failed(format!("nothing was signed: {what}")).hint(hint))
     };
-    if detail.approval.state != ApprovalState::Open {
+    if !detail.approval.state.is_open() {
         // Signing costs something, and could not be committed.
         return refused(&format!("the approval is {}", detail.approval.state));
     }
@@ -138,7 +138,7 @@ mod tests {
         let refused = format!("{:?}", before_signing(&swapped, Some(&typed(COMPOSE))).unwrap_err());
         assert!(refused.contains("is not that of what you gave"), "{refused}");
         let mut ended = good.clone();
-        ended.approval.state = ApprovalState::Superseded;
+        ended.approval.state = casemate_sdk::wire::ApprovalState::Superseded;
         let refused = format!("{:?}", before_signing(&ended, None).unwrap_err());
         assert!(refused.contains("the approval is superseded"), "{refused}");
         let outdated = ApprovalDetail { problem: Some("changed since".into()), ..good };
