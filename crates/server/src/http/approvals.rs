@@ -167,9 +167,9 @@ pub async fn approval_commit(
         Some(caller) => (caller.author()?, Named::Id),
         None => (approval::token_author(approval, reader.request_id), Named::Token),
     };
-    commit_token::still_good(&app, approval, named)?;
     let receipt = reader.key.map(|key| Receipt::new(key, |done: &Committed| Ok(accepted(done))));
-    let done = approval::commit_as_asked(&app, approval, asked.transaction_hash, author, receipt).await?;
+    let done =
+        approval::commit_as_asked(&app, approval, named, asked.transaction_hash, author, receipt).await?;
     Ok(accepted(&done))
 }
 

@@ -281,6 +281,64 @@ async fn a_base_that_changed_needs_somebody_and_restarts_nothing() {
     assert_eq!(seen.iter().filter(|kind| *kind == "approval.needs_attention").count(), 1, "said once");
 }
 
+#[tokio::test(start_paused = true)]
+async fn asking_again_without_it_keeps_auto_commit() {
+    for prepare_only in ["false", "true"] {
+        let stage = Stage::start().await;
+        let client = stage.client.header("x-prepare-only", prepare_only);
+        let change = json!({ "public_logs": false });
+        let (asked, first) = ask(&stage, &client, change.clone()).await;
+        let repeated = client.header("idempotency-key", "again");
+        let again = repeated.patch(&stage.path(""), change.clone()).await;
+        assert_eq!((hash(&again), detail(&again, "auto_commit")), (asked, json!(true)));
+        assert_eq!(repeated.patch(&stage.path(""), change).await.json(), again.json(), "also as it is kept");
+        let superseded = stage.client.json(&first).await;
+        assert_eq!(superseded["superseded_by"], detail(&again, "approval_id"));
+        let seen = kinds(&stage).await;
+        assert!(seen.contains(&"approval.superseded".to_owned()), "{seen:?}");
+        assert!(!seen.contains(&"approval.auto_commit_off".to_owned()), "{seen:?}");
+        stage.chain.allow_hash(stage.cvm.app_id, asked);
+        once(&stage.world.app).await;
+        let second = format!("/approvals/{}", text(&detail(&again, "approval_id")));
+        assert_eq!(stage.client.json(&second).await["state"], "committed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_again_does_not_act_for_somebody_else() {
+    let stage = Stage::start().await;
+    let change = json!({ "public_logs": false });
+    let (asked, _) = ask(&stage, &stage.client, change.clone()).await;
+    let store = rusqlite::Connection::open(stage.world.folder().join("casemate.db")).expect("the store");
+    let theirs = "UPDATE approval SET auto_user = auto_user + 1000";
+    assert_eq!(store.execute(theirs, []).expect("writes"), 1);
+    let again = stage.client.patch(&stage.path(""), change).await;
+    let path = format!("/approvals/{}", text(&detail(&again, "approval_id")));
+    assert_eq!(stage.client.json(&path).await["auto_commit"], false);
+    assert!(kinds(&stage).await.contains(&"approval.auto_commit_off".to_owned()), "and it is told");
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json(&path).await["state"], "open");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_reads_what_its_own_chain_has_a_say_about() {
+    let (world, _, client, cvm) = beside_a_silent_chain().await;
+    let ours = client.header("x-auto-commit", "true");
+    hash(&ours.patch(&format!("/cvms/{}", cvm.uid), json!({ "public_logs": false })).await);
+    let begun = AppLog { next: 0, complete: false };
+    world.app.store.app_log_put(cvm.app, begun, Vec::new()).await.expect("stored");
+    let (store, config) = (&world.app.store, &world.app.config);
+    for (chain_id, cvms, logs) in [(1, 1, vec![cvm.app_id]), (5, 0, vec![])] {
+        let kms = config.kms_on(chain_id);
+        let found = store.approvals_to_commit(&kms, uuid::Uuid::nil(), world.clock.now(), 10).expect("reads");
+        assert_eq!(found.iter().filter(|one| one.cvm == cvm.uid).count(), cvms);
+        assert_eq!(found.len(), cvms, "nothing of the other chain");
+        let found = store.app_logs_unfinished(&kms).expect("reads");
+        assert_eq!(found.into_iter().map(|(_, app_id, _)| app_id).collect::<Vec<_>>(), logs);
+    }
+}
+
 /// An approval that needs somebody's attention, because a field that it changes was changed meanwhile: its hash, its path and
 /// its token.
 async fn needs_attention(stage: &Stage) -> (ComposeHash, String, String) {

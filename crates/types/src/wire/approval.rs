@@ -62,6 +62,9 @@ pub struct Approval {
     /// The operation that carries it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<OperationId>,
+    /// The approval that took its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<String>,
     /// When it was asked for.
     #[serde(with = "super::time")]
     pub created_at: Timestamp,

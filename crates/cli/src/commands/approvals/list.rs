@@ -11,7 +11,7 @@ use crate::human;
 use crate::output::{Col, table};
 
 /// The states of those that wait.
-const WAITING: [&str; 2] = ["open", "needs_attention"];
+const WAITING: &str = "open,needs_attention";
 /// Stands for every state.
 const ANY: &str = "any";
 
@@ -22,7 +22,7 @@ pub(crate) struct List {
     #[arg(long, value_name = "CVM")]
     cvm: Option<String>,
     /// Only those in these states: open, needs_attention, committed, superseded, expired, cancelled; or any
-    #[arg(long, value_name = "STATE", value_delimiter = ',', default_values = WAITING)]
+    #[arg(long, value_name = "STATE", value_delimiter = ',', default_value = WAITING)]
     state: Vec<String>,
     /// At most so many
     #[arg(long, value_name = "N", default_value_t = 20)]
@@ -55,7 +55,11 @@ impl List {
         };
         cx.out.result(&page, |page| rows(&page.items, human::now()))?;
         if page.items.is_empty() {
-            cx.out.note(if self.state == WAITING { "Nothing waits for a yes." } else { "No approvals." });
+            cx.out.note(if self.state.join(",") == WAITING {
+                "Nothing waits for a yes."
+            } else {
+                "No approvals."
+            });
         } else if page.next_cursor.is_some() {
             cx.out.note("There are older ones. `--all` shows them.");
         }
@@ -81,11 +85,14 @@ fn rows(approvals: &[Approval], now: Timestamp) -> String {
     table(
         &columns,
         approvals.iter().map(|one| {
-            let note = match (&one.needs_attention, &one.correlation_id) {
-                (Some(why), _) => why.clone(),
-                (None, Some(operation)) => format!("operation {operation}"),
-                (None, None) if one.auto_commit => "committed by the server once it is allowed".to_owned(),
-                (None, None) => String::new(),
+            let note = match (&one.needs_attention, &one.correlation_id, &one.superseded_by) {
+                (_, _, Some(newer)) => format!("by {newer}"),
+                (Some(why), _, _) => why.clone(),
+                (None, Some(operation), _) => format!("operation {operation}"),
+                (None, None, None) if one.auto_commit => {
+                    "committed by the server once it is allowed".to_owned()
+                }
+                (None, None, None) => String::new(),
             };
             vec![
                 one.id.clone(),

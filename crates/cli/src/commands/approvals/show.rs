@@ -66,6 +66,7 @@ fn text(detail: &ApprovalDetail) -> String {
         ("asked by", Some(format!("{}, {}", one.author, human::time(one.created_at)))),
         ("state", Some(one.state.to_string())),
         ("until", Some(human::time(one.expires_at))),
+        ("superseded by", one.superseded_by.clone()),
         ("operation", one.correlation_id.map(|id| id.to_string())),
         ("auto-commit", one.auto_commit.then(|| "the server commits it once it is allowed".to_owned())),
         ("attention", one.needs_attention.clone()),

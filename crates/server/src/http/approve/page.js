@@ -85,7 +85,7 @@ const when = (text) => new Date(text).toLocaleString(undefined, { dateStyle: "me
 function showBanner(approval) {
   const texts = {
     committed: ["Committed. Operation " + approval.correlation_id + " carries it out.", "good"],
-    superseded: ["A newer request has taken its place. Nothing can be committed here any more.", "bad"],
+    superseded: ["A newer request, approval " + approval.superseded_by + ", has taken its place. Nothing can be committed here any more.", "bad"],
     expired: ["Its time is over. Ask for the update again.", "bad"],
     cancelled: ["It was called off.", "bad"],
   };

@@ -32,6 +32,10 @@ pub fn approval(app: &App, approval: &Approval) -> wire::Approval {
             ApprovalState::Committed(op) => Some(op),
             _ => None,
         },
+        superseded_by: match approval.state {
+            ApprovalState::Superseded(by) => Some(by.to_string()),
+            _ => None,
+        },
         created_at: approval.created_at,
         expires_at: approval.expires_at,
     }
