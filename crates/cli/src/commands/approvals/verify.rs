@@ -7,7 +7,7 @@ use casemate_sdk::chain::Network;
 use casemate_sdk::ids::ComposeHash;
 use casemate_sdk::types::compose::ComposeDoc;
 use casemate_sdk::types::error::ApprovalNeeded;
-use casemate_sdk::wire::{ApprovalDetail, ApprovalState, Diff};
+use casemate_sdk::wire::{ApprovalDetail, Diff};
 use serde_json::Value;
 
 use super::show::changes;
@@ -116,7 +116,7 @@ fn differences(wanted: &ComposeDoc, shown: &ComposeDoc) -> Vec<Diff> {
 /// The approval is still open, and the text that the server shows has the hash that it asks to allow. Returns it.
 pub(crate) fn is_readable(detail: &ApprovalDetail) -> Result<ComposeDoc> {
     let refused = |what: &str| Err(refusal(Some(&detail.approval.id), what));
-    if detail.approval.state != ApprovalState::Open {
+    if !detail.approval.state.is_open() {
         // Signing costs something, and could not be committed.
         return refused(&format!("the approval is {}", detail.approval.state));
     }
@@ -220,7 +220,7 @@ mod tests {
             assert!(is_readable(&detail).is_err());
         }
         let mut ended = good.clone();
-        ended.approval.state = ApprovalState::Superseded;
+        ended.approval.state = casemate_sdk::wire::ApprovalState::Superseded;
         let refused = format!("{:?}", is_readable(&ended).unwrap_err());
         assert!(refused.contains("the approval is superseded"), "{refused}");
         let outdated = ApprovalDetail { problem: Some("changed since".into()), ..good };

@@ -290,6 +290,7 @@ CREATE TABLE approval (
   attention     TEXT,                          -- why auto-commit waits for somebody
   op            BLOB,
   evidence      TEXT,                          -- JSON
+  superseded_by BLOB CHECK ((superseded_by IS NOT NULL) = (state = 'superseded')), -- the approval that took its place
   user_id       INTEGER NOT NULL,
   created_at    INTEGER NOT NULL,
   expires_at    INTEGER NOT NULL,
