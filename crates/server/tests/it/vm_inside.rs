@@ -280,7 +280,12 @@ async fn tells(data: &Path, node: &Node) {
     let after = client.json("/cvms/demo-app/composition").await;
     assert_eq!(container(&after, "/web-1")["image_id"], digest("2"));
 
-    // Off, and then with another process of the server.
+    // Off, with a last line that nobody has read by then, and then with another process of the server.
+    drop(web);
+    assert_eq!(served(&rig.clock, &url, "/data").await, "0");
+    for _ in 0..3 {
+        served(&rig.clock, &url, "/").await;
+    }
     client.post("/cvms/demo-app/stop", json!({})).await.expect(200);
     rig.until("/cvms/demo-app/state", |state| state["status"] == "stopped").await;
     for route in ["attestation", "stats", "network", "composition"] {
@@ -290,11 +295,12 @@ async fn tells(data: &Path, node: &Node) {
     let before = rig.at(&log_of(&after, "/web-1"), "&text").await;
     let lines: Vec<_> = before.lines().filter(|line| line.contains("listens")).collect();
     assert_eq!(lines, ["web 1 listens on port 8080", "web 2 listens on port 8080"], "kept, over both boots");
+    assert!(before.contains("GET /data\n"), "fetched before the power was cut: {before}");
     let Rig { server, client, clock: _ } = rig;
     let (old, log) = (server.url(), log_of(&after, "/web-1"));
     // Nothing of it stays, or two would watch the machines.
     server.stop().await;
-    drop((client, serial, web, node.lock().expect("whole").take()));
+    drop((client, serial, node.lock().expect("whole").take()));
     let rig = Rig::start(data, node).await;
     let log = log.replace(&old, &rig.server.url());
     assert_eq!(rig.at(&log, "&text").await, before, "also for a new process");
