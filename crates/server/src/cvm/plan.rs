@@ -53,7 +53,36 @@ impl Wish {
             || allowed_envs.get().is_some()
             || self.patch.flags().iter().any(|(_, wanted)| wanted.get().is_some())
     }
+
+    /// Does it say what this field is to be? Fields go by their names in [`diff`], `name` and `listed` besides.
+    pub fn names(&self, field: &str) -> bool {
+        let in_document = !OUTSIDE_THE_DOCUMENT.contains(&field);
+        let patch = serde_json::to_value(&self.patch).unwrap_or_default();
+        let in_patch = |key: &str| patch.get(key).is_some();
+        match field {
+            "instance_id" => self.instance_seed.is_some(),
+            // A rollback never shrinks a disk.
+            "disk_size" => in_patch(field),
+            "name" | "listed" => in_patch(field),
+            "vcpu" | "memory" | "gpus" if in_patch("instance_type") => true,
+            _ => self.content_of.is_some() || in_document && self.document.is_some() || in_patch(field),
+        }
+    }
 }
+
+/// Fields of a spec and of its CVM that are no keys of the compose document.
+const OUTSIDE_THE_DOCUMENT: [&str; 10] = [
+    "vcpu",
+    "memory",
+    "disk_size",
+    "gpus",
+    "image",
+    "encrypted_env",
+    "user_config",
+    "instance_id",
+    "name",
+    "listed",
+];
 
 /// What a node and the operator allow.
 #[derive(Clone, Debug)]

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::commit_token::{self, Named};
 use super::create::Created;
-use super::operation::{Change, Kind};
+use super::operation::Kind;
 use super::update::{self, ATTEMPTS, Accepted, Outcome, Request, busy};
 use super::{onchain, replica};
 use crate::app::App;
@@ -81,10 +81,24 @@ struct Kept {
     instance_seed: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     content_of: Option<u64>,
+    /// Of the CVM when it was asked for.
+    name: String,
+    listed: bool,
+}
+
+/// What was there when an update was asked for.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// The revision that was current.
+    pub revision: u64,
+    /// What the CVM was called.
+    pub name: String,
+    /// Was it listed?
+    pub listed: bool,
 }
 
 impl Kept {
-    fn of(kind: Kind, wish: &Wish) -> Self {
+    fn of(kind: Kind, wish: &Wish, cvm: &Cvm) -> Self {
         let patch = match serde_json::to_value(&wish.patch) {
             Ok(Value::Object(patch)) => patch,
             Ok(_) | Err(_) => unreachable!("a patch is an object with string keys"),
@@ -95,10 +109,12 @@ impl Kept {
             document: wish.document.clone(),
             instance_seed: wish.instance_seed.map(hex::encode),
             content_of: wish.content_of.as_ref().map(|(number, _)| *number),
+            name: cvm.name.clone(),
+            listed: cvm.listed,
         }
     }
 
-    fn read(app: &App, approval: &Approval) -> Result<(Kind, Wish)> {
+    fn read(app: &App, approval: &Approval) -> Result<(Kind, Wish, Base)> {
         let unreadable = Error::internal("read an approval");
         let kept: Self = match serde_json::from_str(&app.store.approval_content(approval.id)?) {
             Ok(kept) => kept,
@@ -114,23 +130,30 @@ impl Kept {
             Some(number) => Some((number, app.store.spec(approval.cvm_id, number)?)),
         };
         let patch = CvmPatch::from_json(&kept.patch).map_err(Error::Invalid)?;
-        Ok((kept.kind, Wish { patch, document: kept.document, instance_seed, content_of }))
+        let base = Base { revision: approval.base_revision, name: kept.name, listed: kept.listed };
+        Ok((kept.kind, Wish { patch, document: kept.document, instance_seed, content_of }, base))
     }
 }
 
 /// Keeps what was asked for and says what has to be registered.
 pub async fn ask(app: &App, cvm: &Cvm, steps: &Steps, request: &Request) -> Result<Box<Ask>> {
-    opening(app, cvm, steps, request)?.store(app, asked(request)).await
+    opening(app, cvm, steps.spec.compose.hash, request)?.store(app, asked(request)).await
 }
 
 /// An update that needs a yes, to be committed by who may change the CVM.
-fn opening<'a>(app: &App, cvm: &'a Cvm, steps: &Steps, request: &'a Request) -> Result<Opening<'a>> {
+fn opening<'a>(
+    app: &App,
+    cvm: &'a Cvm,
+    compose_hash: ComposeHash,
+    request: &'a Request,
+) -> Result<Opening<'a>> {
     Ok(Opening {
         cvm,
         purpose: Purpose::Update,
-        compose_hash: steps.spec.compose.hash,
+        compose_hash,
         device_id: onchain::device(app, cvm.node_id)?,
-        content: serde_json::to_string(&Kept::of(request.kind, &request.wish)).expect("string keys only"),
+        content: serde_json::to_string(&Kept::of(request.kind, &request.wish, cvm))
+            .expect("string keys only"),
         author: &request.author,
         auto_commit: request.auto_commit,
         token: Token::Without,
@@ -211,13 +234,15 @@ pub async fn open(app: &App, cvm: Cvm, request: Request) -> Result<Outcome> {
     }
     request.check_match(&cvm)?;
     match update::plan_checked(app, &cvm, &request.wish).await? {
-        Plan::Nothing | Plan::Records { .. } => update::accept(app, cvm, request).await,
+        Plan::Nothing => update::accept(app, cvm, request).await,
         Plan::Steps(_) if cvm.open.is_some() => Err(busy()),
-        Plan::Steps(steps) => {
+        // Somebody else is to say yes, also to what needs no restart.
+        plan @ (Plan::Steps(_) | Plan::Records { .. }) => {
+            let hash = update::outline(app, &plan, cvm.id, cvm.revision)?.compose.hash;
             let opening = Opening {
                 token: Token::With { route: format!("/cvms/{}/commit-update", cvm.vm_uuid.0.simple()) },
-                status: onchain_status(app, &cvm, steps.spec.compose.hash).await,
-                ..opening(app, &cvm, &steps, &request)?
+                status: onchain_status(app, &cvm, hash).await,
+                ..opening(app, &cvm, hash, &request)?
             };
             Ok(Outcome::NeedsApproval(opening.store(app, asked(&request)).await?))
         }
@@ -340,7 +365,7 @@ pub async fn commit_registered(
         }
     };
     request.check_match(&cvm)?;
-    let (new, ask) = opening(app, &cvm, &steps, &request)?.record(app);
+    let (new, ask) = opening(app, &cvm, steps.spec.compose.hash, &request)?.record(app);
     let (state_only, receipt) = (!matches!(tx, Some(TxProof::Tx(_))), asked(&request));
     let closes = Closes { id: new.id, compose_hash: new.compose_hash, base: None, opens: Some(new.clone()) };
     match carry_out(app, cvm, request, closes, tx.unwrap_or_default()).await {
@@ -400,9 +425,10 @@ async fn commit(
         other => other?,
     };
     request.check_match(&cvm)?;
-    let base = request.wish.is_empty().then_some(approval.base_revision);
-    if base.is_some() {
-        (request.kind, request.wish) = Kept::read(app, &approval)?;
+    let mut base = None;
+    if request.wish.is_empty() {
+        let kept = Kept::read(app, &approval)?;
+        (request.kind, request.wish, base) = (kept.0, kept.1, Some(kept.2));
     }
     let closes = Closes { id: approval.id, compose_hash: approval.compose_hash, base, opens: None };
     match carry_out(app, cvm, request, closes, tx).await {
@@ -432,8 +458,8 @@ pub(super) fn still_open(app: &App, id: Uuid, named: Named) -> Result<Approval> 
 struct Closes {
     id: Uuid,
     compose_hash: ComposeHash,
-    /// Since this revision nobody else may have changed what it changes. None where the request says all of it again.
-    base: Option<u64>,
+    /// What it says, nobody else may have changed since. None where the request says all of it again.
+    base: Option<Base>,
     /// The approval itself, where none was open before.
     opens: Option<NewApproval>,
 }
@@ -451,14 +477,14 @@ async fn carry_out(
         return Err(busy());
     }
     // What cannot run is refused before anybody is asked.
-    let plan = approved_plan(app, &cvm, &request.wish, compose_hash, base)?;
+    let plan = approved_plan(app, &cvm, &request.wish, compose_hash, base.as_ref())?;
     update::check_image(app, &cvm, &plan).await?;
     let device = onchain::device(app, cvm.node_id)?;
     let evidence = prove(app, &cvm.kms, cvm.app_id, compose_hash, device, tx).await?;
     for _ in 0..ATTEMPTS {
         cvm = app.store.cvm(cvm.id)?;
         request.check_match(&cvm)?;
-        let plan = approved_plan(app, &cvm, &request.wish, compose_hash, base)?;
+        let plan = approved_plan(app, &cvm, &request.wish, compose_hash, base.as_ref())?;
         let closing = Closing::of(id, opens.clone(), &request.author, evidence.clone(), app.clock.now());
         match update::store_plan(app, &cvm, plan, &request, Some(closing)).await {
             Ok(accepted) => return Ok(Outcome::Accepted(Box::new(accepted))),
@@ -482,28 +508,20 @@ fn committed_before(app: &App, cvm: Cvm, by: casemate_types::ids::OperationId) -
 }
 
 /// What an approved wish means now. It has to lead to the approved hash, and where it was kept on a base, nobody else may have
-/// changed a field that it changes.
+/// changed since what it names: that would be undone without a word.
 fn approved_plan(
     app: &App,
     cvm: &Cvm,
     wish: &Wish,
     approved: ComposeHash,
-    base: Option<u64>,
+    base: Option<&Base>,
 ) -> Result<Plan> {
-    if let Some(base) = base.filter(|base| *base != cvm.revision) {
-        let before = app.store.spec(cvm.id, base)?;
-        let since = plan::diff(&cvm.app_id, &before, &app.store.spec(cvm.id, cvm.revision)?);
-        if let Ok(Plan::Steps(steps)) = update::plan(app, cvm, base, wish) {
-            let both = |change: &&Change| {
-                change.field != "compose_hash" && since.iter().any(|other| other.field == change.field)
-            };
-            if let Some(change) = steps.diff.iter().find(both) {
-                let field = &change.field;
-                return Err(hash_refused(format!(
-                    "{field} was changed since the update was asked for; send it again"
-                )));
-            }
-        }
+    if let Some(base) = base
+        && let Some(field) = changed_since(app, cvm, base)?.into_iter().find(|field| wish.names(field))
+    {
+        return Err(hash_refused(format!(
+            "{field} was changed since the update was asked for; send it again"
+        )));
     }
     let plan = update::plan(app, cvm, cvm.revision, wish)?;
     let hash = update::outline(app, &plan, cvm.id, cvm.revision)?.compose.hash;
@@ -513,6 +531,20 @@ fn approved_plan(
         return Err(hash_refused(message));
     }
     Ok(plan)
+}
+
+/// Fields of a CVM that are not what they were.
+fn changed_since(app: &App, cvm: &Cvm, base: &Base) -> Result<Vec<String>> {
+    let mut fields = Vec::new();
+    if base.revision != cvm.revision {
+        let before = app.store.spec(cvm.id, base.revision)?;
+        let changes = plan::diff(&cvm.app_id, &before, &app.store.spec(cvm.id, cvm.revision)?);
+        // The hash follows from the document.
+        fields.extend(changes.into_iter().map(|change| change.field).filter(|field| field != "compose_hash"));
+    }
+    fields.extend((base.name != cvm.name).then(|| "name".to_owned()));
+    fields.extend((base.listed != cvm.listed).then(|| "listed".to_owned()));
+    Ok(fields)
 }
 
 /// Asks the contract, and gives its yes as it is kept.
@@ -567,8 +599,8 @@ pub fn obstacle(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<Stri
     if approval.state != ApprovalState::Open || approval.purpose != Purpose::Update {
         return Ok(None);
     }
-    let (_, wish) = Kept::read(app, approval)?;
-    match approved_plan(app, cvm, &wish, approval.compose_hash, Some(approval.base_revision)) {
+    let (_, wish, base) = Kept::read(app, approval)?;
+    match approved_plan(app, cvm, &wish, approval.compose_hash, Some(&base)) {
         Ok(_) => Ok(None),
         Err(
             error @ (Error::Proof { .. }
@@ -580,20 +612,21 @@ pub fn obstacle(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<Stri
     }
 }
 
-/// The plan of an open approval on the revision that it was asked for on; none for one that was not asked for as an update.
-pub fn planned(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<Plan>> {
+/// The plan of an open approval on what it was asked for on, and that; none for one that was not asked for as an update.
+pub fn planned(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<(Plan, Base)>> {
     if approval.purpose != Purpose::Update {
         return Ok(None);
     }
-    let (_, wish) = Kept::read(app, approval)?;
-    let mut plan = update::plan(app, cvm, approval.base_revision, &wish)?;
+    let (_, wish, base) = Kept::read(app, approval)?;
+    let then = Cvm { name: base.name.clone(), listed: base.listed, ..cvm.clone() };
+    let mut plan = update::plan(app, &then, base.revision, &wish)?;
     if let Plan::Steps(steps) = &mut plan
         && !wish.touches_document()
     {
         // It was planned without the long texts.
-        steps.spec.compose = app.store.spec(cvm.id, approval.base_revision)?.compose;
+        steps.spec.compose = app.store.spec(cvm.id, base.revision)?.compose;
     }
-    Ok(Some(plan))
+    Ok(Some((plan, base)))
 }
 
 fn hash_refused(message: impl Into<String>) -> Error {

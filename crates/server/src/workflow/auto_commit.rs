@@ -170,8 +170,12 @@ async fn commit_one(app: &App, approval: &Approval, by: AutoBy) -> Result<()> {
             tracing::info!(cvm.id = created.cvm.id, approval.id = %approval.id, "replica made by itself");
             Ok(())
         }
-        // The CVM is busy, or something does not answer: the next round tries again.
+        // The CVM is busy, something does not answer, or its node is full: the next round tries again.
         Err(error) if error.is_transient() => Ok(()),
+        Err(error @ (Error::NoRoom(_) | Error::Internal { .. })) => {
+            tracing::warn!(%error, approval.id = %approval.id, "could not be committed by itself yet");
+            Ok(())
+        }
         // It was allowed a moment ago; the next round looks again.
         Err(Error::Proof { check: ProofCheck::Contract | ProofCheck::Transaction, .. }) => Ok(()),
         Err(error) => {

@@ -328,6 +328,72 @@ async fn a_field_that_somebody_else_changed_is_named() {
     assert_eq!((spec.vcpu, spec.compose.hash), (3, asked));
 }
 
+/// What is asked for is kept as it is spelled: a value that was the same then is asked for all the same.
+#[tokio::test(start_paused = true)]
+async fn a_field_that_was_as_asked_is_not_undone_later() {
+    for (field, same, meanwhile) in [
+        ("vcpu", json!(1), json!(3)),
+        ("disk_size", json!(20), json!(30)),
+        ("listed", json!(false), json!(true)),
+        ("name", json!("web-one"), json!("web-two")),
+    ] {
+        let stage = Stage::start().await;
+        let asked = stage.ask(json!({ "public_logs": false, field: same })).await;
+        stage.chain.allow_hash(stage.cvm.app_id, asked);
+        stage.client.patch(&stage.path(""), json!({ field: meanwhile })).await;
+        stage.world.settle().await;
+        let before = stage.now();
+        let refused = stage.confirm(asked, "already-registered").await;
+        assert_eq!(code(&refused, 466), "ERR-01-006", "{field}");
+        assert!(refused.text().to_lowercase().contains(field), "{}", refused.text());
+        assert_eq!(stage.now(), before);
+        assert_ne!(before.generation, stage.cvm.generation, "{field} was changed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_to_agree_sees_all_that_it_does() {
+    let stage = Stage::start().await;
+    let body = json!({
+        "public_logs": false, "name": "by-approval", "listed": true, "shutdown_timeout": 600, "allow_force_stop": true,
+        "on_failure": "hold",
+    });
+    let answer = stage.client.patch(&stage.path(""), body).await;
+    let approval = format!("/approvals/{}", text(&detail(&answer, "approval_id")));
+    let shown = stage.client.json(&approval).await;
+    let rows: Vec<_> =
+        shown["diff"].as_array().expect("rows").iter().map(|row| row["field"].clone()).collect();
+    assert_eq!(
+        rows,
+        [
+            "public_logs",
+            "compose_hash",
+            "name",
+            "listed",
+            "shutdown_timeout",
+            "allow_force_stop",
+            "on_failure"
+        ]
+    );
+    assert_eq!(shown["diff"][2]["from"], "web-one");
+    assert_eq!(shown["problem"], Value::Null);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_needs_no_restart_waits_for_a_yes_as_well_if_that_is_asked_for() {
+    let stage = Stage::start().await;
+    let (hash, token) = stage.prepare(json!({ "listed": true, "name": "web-two" })).await;
+    assert_eq!(hash, stage.hash_of(1), "nothing of what runs changes");
+    let now = stage.now();
+    assert_eq!((now.listed, now.name.as_str()), (false, "web-one"));
+    let boots = stage.boots().await;
+    stage.commit(&token, &hash.to_string(), "").await.expect(202);
+    stage.world.settle().await;
+    let now = stage.now();
+    assert_eq!((now.listed, now.name.as_str()), (true, "web-two"));
+    assert_eq!(stage.boots().await, boots);
+}
+
 #[tokio::test(start_paused = true)]
 async fn text_and_environment_routes_confirm_with_the_same_body() {
     let stage = Stage::start().await;

@@ -12,7 +12,7 @@ use crate::cvm::spec::Spec;
 use crate::error::{Error, Resource, Result};
 use crate::kms;
 use crate::store::{Approval, ApprovalState, Purpose};
-use crate::workflow::operation::Operation;
+use crate::workflow::operation::{Operation, Options};
 use crate::workflow::{allowance, approval as workflow, onchain, replica};
 
 /// One approval.
@@ -49,17 +49,32 @@ pub async fn approval_detail(app: &App, found: &Approval) -> Result<wire::Approv
     let cvm = workflow::cvm_of(app, found)?;
     let kms = onchain::settings(app, &cvm.kms)?.ok_or(Error::NotFound { what: Resource::Kms })?;
     let base = app.store.spec(cvm.id, found.base_revision)?;
-    let (target, node_id, problem) = match found.purpose {
+    let (mut beside, mut problem, mut node_id) = (Vec::new(), None, cvm.node_id);
+    let target = match found.purpose {
         Purpose::Replica => {
-            let (spec, node_id) = replica::waiting(app, found)?;
-            (Some(spec), node_id, None)
+            let (spec, node) = replica::waiting(app, found)?;
+            node_id = node;
+            Some(spec)
         }
         Purpose::Update => match workflow::planned(app, &cvm, found) {
-            Ok(Some(Plan::Steps(steps))) => {
-                (Some(steps.spec), cvm.node_id, workflow::obstacle(app, &cvm, found)?)
+            Ok(planned) => {
+                problem = workflow::obstacle(app, &cvm, found)?;
+                match planned {
+                    Some((Plan::Steps(steps), was)) => {
+                        beside = beside_the_spec(&steps.options, &was);
+                        Some(steps.spec)
+                    }
+                    Some((Plan::Records { records, .. }, was)) => {
+                        beside = beside_the_spec(&Options { records, ..Options::default() }, &was);
+                        Some(base.clone())
+                    }
+                    Some((Plan::Nothing, _)) | None => Some(base.clone()),
+                }
             }
-            Ok(_) => (Some(base.clone()), cvm.node_id, None),
-            Err(error) => (None, cvm.node_id, Some(error.to_string())),
+            Err(error) => {
+                problem = Some(error.to_string());
+                None
+            }
         },
     };
     let device_id = onchain::device(app, node_id)?;
@@ -75,7 +90,7 @@ pub async fn approval_detail(app: &App, found: &Approval) -> Result<wire::Approv
         .collect();
     Ok(wire::ApprovalDetail {
         approval: approval(app, found),
-        diff: target.as_ref().map(|target| diff(cvm.app_id, &base, target)).unwrap_or_default(),
+        diff: target.iter().flat_map(|target| diff(cvm.app_id, &base, target)).chain(beside).collect(),
         problem,
         app_compose: target.as_ref().map(|target| target.compose.text.to_string()),
         kms: kms::kms_info(app, &cvm.kms),
@@ -100,6 +115,22 @@ fn batch(app: &App, chain_id: u64, name: &str, app_id: AppId, actions: &[Action]
     let calls: Vec<_> = actions.iter().map(|action| (app_id, *action)).collect();
     let now = u64::try_from(app.clock.now().as_millisecond()).unwrap_or_default();
     safe_batch(chain_id, now, name, &calls)
+}
+
+/// What is done beside a new spec, and how: what the CVM is called, who sees it, and what may happen to its machine on the way.
+fn beside_the_spec(options: &Options, was: &workflow::Base) -> Vec<wire::Diff> {
+    let Options { records, shutdown_timeout, allow_force_stop, on_failure, .. } = options;
+    let rows = [
+        ("name", json!(was.name), records.name.as_ref().map(|name| json!(name))),
+        ("listed", json!(was.listed), records.listed.map(|listed| json!(listed))),
+        ("shutdown_timeout", Value::Null, shutdown_timeout.map(|seconds| json!(seconds))),
+        ("allow_force_stop", json!(false), allow_force_stop.then(|| json!(true))),
+        ("on_failure", Value::Null, on_failure.map(|what| json!(what))),
+    ];
+    let row = |(field, from, to): (&str, Value, Option<Value>)| {
+        to.map(|to| wire::Diff { field: field.to_owned(), from, to })
+    };
+    rows.into_iter().filter_map(row).collect()
 }
 
 /// What changes, for people: texts as they are, of the environment the names.
