@@ -271,4 +271,12 @@ describe("the phala command", () => {
     assert.equal(replica.status, "running");
     assert.equal((await cloud.observed(id)).compose_hash, (await cloud.observed(NAME)).compose_hash);
   });
+
+  test("adds an instance of the app", async () => {
+    const { app_id: app, node_info: node } = await cloud.get(`/cvms/${NAME}`);
+    const made = await cloud.phalaJson("instances", "add", "--app-id", app, "--node-id", `${node.id ?? 1}`, ...signing());
+    const { status } = await cloud.idle(made.vm_uuid);
+    assert.equal(status, "running");
+    assert.equal((await cloud.observed(made.vm_uuid)).compose_hash, (await cloud.observed(NAME)).compose_hash);
+  });
 });
