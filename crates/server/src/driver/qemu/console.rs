@@ -1,13 +1,12 @@
 //! What a machine and its process write: files that go on from boot to boot, with a line at the beginning of each.
 
-use std::fs::{File, OpenOptions};
 use std::io::{Read, Result, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::files;
 use crate::driver::LogLine;
 
 /// How long a file may get. What is older is kept once more, and then dropped.
@@ -19,7 +18,7 @@ const MARK: &str = "--- casemate ";
 
 /// Writes a line of the node's own.
 pub(super) fn mark(folder: &Path, file: &str, now: Timestamp, text: &str) -> Result<()> {
-    let mut out = OpenOptions::new().append(true).create(true).mode(0o600).open(folder.join(file))?;
+    let mut out = files::append(&folder.join(file))?;
     // The last line may not have its end.
     let fresh = out.metadata()?.len() == 0;
     let begin = if fresh { "" } else { "\n" };
@@ -30,16 +29,20 @@ pub(super) fn mark(folder: &Path, file: &str, now: Timestamp, text: &str) -> Res
 pub(super) fn bound(folder: &Path, file: &str) -> Result<()> {
     let path = folder.join(file);
     if std::fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX) {
-        std::fs::copy(&path, older(folder, file))?;
-        File::options().write(true).open(path)?.set_len(0)?;
+        // A machine may have written far more since the last look.
+        let kept = tail(&path, MAX)?;
+        // On a full disk the end of it goes, and not the room that it takes.
+        let copied = files::create(&older(folder, file)).and_then(|mut out| out.write_all(&kept));
+        files::change(&path)?.set_len(0)?;
+        return copied;
     }
     Ok(())
 }
 
 /// The last lines of a file, oldest first. Their times are those of the node's own lines, and of the kernel's after them.
 pub(super) fn lines(folder: &Path, file: &str, stderr: bool) -> Result<Vec<LogLine>> {
-    let mut text = tail(&older(folder, file))?;
-    text.extend(tail(&folder.join(file))?);
+    let mut text = tail(&older(folder, file), SHOWN)?;
+    text.extend(tail(&folder.join(file), SHOWN)?);
     let text = String::from_utf8_lossy(&text);
     let (mut lines, mut base, mut at) = (Vec::new(), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
     for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
@@ -75,16 +78,16 @@ fn older(folder: &Path, file: &str) -> std::path::PathBuf {
     folder.join(format!("{file}.1"))
 }
 
-fn tail(path: &Path) -> Result<Vec<u8>> {
+fn tail(path: &Path, most: u64) -> Result<Vec<u8>> {
     let mut text = Vec::new();
-    let mut file = match File::open(path) {
+    let mut file = match files::read(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(text),
         Err(error) => return Err(error),
     };
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(SHOWN)))?;
-    file.take(SHOWN).read_to_end(&mut text)?;
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    file.take(most).read_to_end(&mut text)?;
     Ok(text)
 }
 
@@ -103,7 +106,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (folder, at) = (folder.path(), Timestamp::from_second(1000).unwrap());
         mark(folder, "log", at, "boot 1").unwrap();
-        let mut out = OpenOptions::new().append(true).open(folder.join("log")).unwrap();
+        let mut out = files::append(&folder.join("log")).unwrap();
         out.write_all(b"[    1.500000] up\r\n\x1b[0mplain\nhalf").unwrap();
         mark(folder, "log", Timestamp::from_second(2000).unwrap(), "boot 2").unwrap();
         let seen: Vec<_> = lines(folder, "log", false)
@@ -121,10 +124,10 @@ mod tests {
         assert_eq!(seen, expected.map(|(at, text)| (at, text.to_owned())));
         bound(folder, "log").unwrap();
         assert!(!older(folder, "log").exists());
-        out.write_all(&vec![b'x'; MAX as usize]).unwrap();
+        out.write_all(&vec![b'x'; 3 * MAX as usize]).unwrap();
         bound(folder, "log").unwrap();
         out.write_all(b"after").unwrap();
         assert_eq!(std::fs::read(folder.join("log")).unwrap(), b"after");
-        assert!(older(folder, "log").exists());
+        assert_eq!(std::fs::metadata(older(folder, "log")).unwrap().len(), MAX);
     }
 }

@@ -15,6 +15,7 @@ use crate::driver::{DynDriver, images};
 
 mod fake;
 mod faults;
+mod sweep;
 mod vm_real;
 
 /// A node whose machines are played.
