@@ -30,5 +30,6 @@ mod scene;
 mod slow_guests;
 mod sweeps;
 mod sweeps_of_approvals;
+mod sweeps_of_qemu;
 mod updates;
 mod watching;

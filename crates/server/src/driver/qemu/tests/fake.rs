@@ -1,5 +1,6 @@
 //! A hypervisor and the guest in it, played by the test program in a process of its own: it opens the sockets that QEMU would,
-//! reads the boot configuration and does what it says.
+//! reads the boot configuration and does what it says. The server's own tests have it as well, so what it takes from the program
+//! is in `parts`.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -14,9 +15,7 @@ use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::super::command::{AGENT, BOOT, QMP, SERIAL};
-use crate::clock::Clock;
-use crate::cvm::spec::sha256;
+use super::parts::{AGENT, BOOT, Clock, QMP, SERIAL, sha256};
 
 /// User config of a guest that does not come up.
 pub(super) const FAILS: &str = "fake: fails";
