@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use self::parts::{Clock, sha256};
 
 #[path = "../../src/driver/qemu/tests/fake.rs"]
+#[expect(clippy::unwrap_used, reason = "it is for tests alone, and shared with those of the library")]
 mod fake;
 
 /// What the fake takes from here.

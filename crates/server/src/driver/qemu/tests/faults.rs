@@ -419,9 +419,12 @@ async fn what_keeps_a_dead_machine_down_is_waited_for() {
         let serial = rig.qemu().logs(VM, &LogChannel::Serial).await.unwrap();
         serial.iter().any(|line| line.text.contains(text))
     };
-    while !pauses("again in 200ms, for the 3. time").await {
-        rig.clock.sleep(Duration::from_millis(10)).await;
-    }
+    let third = async {
+        while !pauses("again in 200ms, for the 3. time").await {
+            rig.clock.sleep(Duration::from_millis(10)).await;
+        }
+    };
+    rig.clock.within(Duration::from_secs(30), third).await.expect("it is tried again and again");
     std::fs::rename(&aside, &image).unwrap();
     until(&rig, |seen| seen.boot_count == 2 && is_done(seen)).await;
 }

@@ -94,7 +94,7 @@ async fn a_machine_reaches_nothing_outside_and_its_secrets_stay_inside() {
     let mut document = machine.spec.compose.parsed();
     document.set_pre_launch_script(&format!(
         "ip addr; for place in '10.0.2.2 {port}' '127.0.0.1 {port}' '10.0.2.3 53' '1.1.1.1 53'; do\n\
-         nc -w 1 $place </dev/null && echo \"reached $place.\" || echo \"out of reach: $place.\"; done\n"
+         timeout 5 nc -w 1 $place </dev/null; [ $? = 1 ] && echo \"out of reach: $place.\" || echo \"reached $place.\"; done\n"
     ));
     machine.spec.compose = Compose::new(&document);
     let seen = start(&rig, &machine).await;
