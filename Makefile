@@ -5,7 +5,7 @@
 help: ## List the targets
 	@awk -F ': *## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile $(if $(wildcard crates/benches/Cargo.toml),,| grep -v '^make bench')
 
-dev: ## Build and start a whole cloud here, with an example app that is updated before your eyes (CHAIN=anvil: with a chain whose contracts govern keys; YES=1: do not ask; ARGS="...": more options)
+dev: ## Build and start a whole cloud here, with an example app that is updated before your eyes (CHAIN=anvil: with a chain whose contracts govern keys; SIM=1: on simulated machines; YES=1: do not ask; ARGS="...": more options)
 	@CHAIN="$(CHAIN)" scripts/dev $(ARGS)
 
 guest: ## What real machines boot, and two container images to try: kernel, initramfs with our agent, in .casemate-guest

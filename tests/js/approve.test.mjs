@@ -55,10 +55,10 @@ async function prepareMuch(changes) {
 }
 
 /** Opens a link and waits until the page shows something. */
-async function open(link, how) {
+async function open(link, how, what = "#approval, #problem") {
   const page = await browser.window(how);
   await page.goto(link);
-  await page.locator("#approval, #problem").filter({ visible: true }).first().waitFor();
+  await page.locator(what).filter({ visible: true }).first().waitFor();
   return page;
 }
 
@@ -204,6 +204,58 @@ describe("a signer with the link", () => {
       await commit.click();
       await page.locator("#banner").getByText("Committed", { exact: false }).waitFor();
     });
+    await page.context().close();
+  });
+});
+
+describe("somebody who may update", () => {
+  test("leaves it to the server, which commits as soon as the contract allows it", async () => {
+    const ask = await prepareMuch({ docker_compose_file: BEFORE.replace("hello", "by itself") });
+    const [address] = ask.commitUrl.split("#");
+    const page = await open(address, {}, "#ask");
+    // An API key opens the page as the token does, and may do more.
+    await page.locator("#token").fill(cloud.apiKey);
+    await page.getByRole("button", { name: "Open" }).click();
+    await page.locator("#approval").waitFor();
+    const on = page.getByRole("button", { name: "Commit by itself once allowed" });
+    const off = page.getByRole("button", { name: "Do not commit by itself" });
+    const why = () => page.locator("#why").innerText();
+    await on.click();
+    await page.getByText("It will be committed by itself once it is allowed.").waitFor();
+    await off.waitFor();
+    assert.match(await why(), /^The server commits it as soon as the contract allows/);
+    const { auto_commit } = await cloud.get(`/approvals/${address.split("/").pop()}`);
+    assert.equal(auto_commit, true);
+    await screenshot(page, "approve-10-auto");
+    // And back, and once more: it counts what was said last.
+    await off.click();
+    await page.getByText("It waits for somebody to commit it.").waitFor();
+    await on.waitFor();
+    assert.match(await why(), /^As soon as the contract allows/);
+    await on.click();
+    await off.waitFor();
+
+    const posted = () => page.requests.filter((request) => request.url().endsWith("/commit"));
+    await cloud.proves(NAME, {
+      recomposed: true,
+      changed: { vcpu: 4, memory_mb: 8192, public_logs: false, env_keys: (keys) => String([...keys].sort()) === "FRESH,TOKEN", encrypted_env_sha256: (hash) => hash },
+    }, async () => {
+      await register(ask.appId, ask.composeHash);
+      await page.locator("#banner").getByText("Committed", { exact: false }).waitFor({ timeout: 60_000 });
+    });
+    assert.equal(posted().length, 0, "nobody pressed Commit");
+    assert.ok(await page.locator("#auto").isHidden());
+    await screenshot(page, "approve-11-auto-committed");
+    assert.deepEqual(page.complaints, []);
+    wasQuiet(page, cloud.apiKey);
+    await page.context().close();
+  });
+
+  test("is not offered that with the token alone", async () => {
+    const ask = await prepare({ docker_compose_file: nextCompose() });
+    const page = await open(ask.commitUrl);
+    assert.ok(await page.locator("#auto").isHidden());
+    assert.ok(await page.getByRole("button", { name: "Commit", exact: true }).isVisible());
     await page.context().close();
   });
 });

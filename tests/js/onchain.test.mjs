@@ -22,6 +22,15 @@ after(() => cloud?.stop());
 const refused = (status, action) =>
   assert.rejects(action, (caught) => caught instanceof sdk.PhalaCloudError && caught.status === status);
 
+/** The wallet of which `casemate dev` says the address. */
+const walletOfThree = async () => (await readFile(cloud.logFile, "utf8")).match(/Multisig +(0x[0-9a-fA-F]{40})/)[1];
+
+/** Runs an example of the documentation, with this on its standard input; what it prints. */
+const example = (name, input, ...args) => {
+  const file = fileURLToPath(new URL(`../../docs/examples/${name}`, import.meta.url));
+  return cloud.program(process.execPath, [file, ...args], input);
+};
+
 describe("one party", () => {
   let mine;
   before(async () => {
@@ -137,7 +146,7 @@ describe("several parties", () => {
   });
 
   test("a wallet of three people owns the contract, and two of them allow an update", async () => {
-    const [, wallet] = (await readFile(cloud.logFile, "utf8")).match(/Multisig +(0x[0-9a-fA-F]{40})/);
+    const wallet = await walletOfThree();
     await writeFile(`${cloud.dir}/deployer.key`, cloud.env.PRIVATE_KEY);
     await writeFile(`${cloud.dir}/shared.yml`, COMPOSE);
     const deploy = (...args) => cloud.casemate("deploy", "-n", "shared", "-c", "shared.yml", ...args);
@@ -149,10 +158,26 @@ describe("several parties", () => {
     // Nobody can allow it alone, the one who had the contract made included.
     await assert.rejects(() => register(app_id, compose_hash), /is not the owner/);
     const calls = await cloud.casemate("approvals", "calldata", id, "--json");
-    const multisig = fileURLToPath(new URL("../../docs/examples/multisig.mjs", import.meta.url));
-    const transaction = (await cloud.program(process.execPath, [multisig, wallet], calls)).trim();
+    const transaction = (await example("multisig.mjs", calls, wallet)).trim();
     await cloud.proves("shared", { recomposed: true }, () => cloud.casemate("approvals", "commit", id, transaction));
     assert.equal((await cloud.observed("shared")).compose_hash, compose_hash);
+  });
+
+  test("a contract that one person owns is handed over to them later", async () => {
+    const wallet = await walletOfThree();
+    const mine = await create("handed-over");
+    const ask = await sdk.patchCvm(client, { id: mine.id, prepareOnly: true, docker_compose_file: nextCompose() });
+    const owner = async () => (await sdk.getAllowedDevices({ ...chain, appAddress: mine.app, deviceIds: [mine.device] })).owner.toLowerCase();
+    const accept = await example("hand-over.mjs", "", `0x${mine.app.replace(/^0x/, "")}`, wallet);
+    assert.notEqual(await owner(), wallet.toLowerCase(), "until it is accepted, nothing has changed");
+    await example("multisig.mjs", accept, wallet);
+    assert.equal(await owner(), wallet.toLowerCase());
+    await assert.rejects(() => register(ask.appId, ask.composeHash), /is not the owner/);
+    const [{ id }] = JSON.parse(await cloud.casemate("approvals", "list", "--cvm", "handed-over", "--json")).items;
+    const calls = await cloud.casemate("approvals", "calldata", id, "--json");
+    const transactionHash = (await example("multisig.mjs", calls, wallet)).trim();
+    await cloud.proves(mine.id, { recomposed: true }, () =>
+      sdk.commitCvmUpdate(client, { id: mine.id, token: ask.commitToken, composeHash: ask.composeHash, transactionHash }));
   });
 
   test("what was revoked meanwhile does not run", async () => {

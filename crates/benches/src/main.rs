@@ -22,6 +22,7 @@ mod fill;
 mod flush;
 mod limit;
 mod load;
+mod machines;
 mod measure;
 mod node;
 mod process;

@@ -10,7 +10,7 @@ use clap::Args;
 use crate::load::{Client, Request, request};
 use crate::process::{self, Server};
 use crate::report::{self, Better, Missing, Row};
-use crate::{Result, cli, fill, flush};
+use crate::{Result, cli, fill, flush, machines};
 
 /// Options of a run.
 #[derive(Args)]
@@ -104,17 +104,24 @@ fn build() -> Result<PathBuf> {
 }
 
 /// One kind of measurement, of product and yardstick in every round.
-struct Series {
-    product: Vec<f64>,
-    limit: Vec<f64>,
+pub(crate) struct Series {
+    pub(crate) product: Vec<f64>,
+    pub(crate) limit: Vec<f64>,
 }
 
 impl Series {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { product: Vec::new(), limit: Vec::new() }
     }
 
-    fn row(&self, goal: &'static str, what: &'static str, better: Better, must: f64, aim: f64) -> Row {
+    pub(crate) fn row(
+        &self,
+        goal: &'static str,
+        what: &'static str,
+        better: Better,
+        must: f64,
+        aim: f64,
+    ) -> Row {
         let ratios: Vec<f64> =
             self.product.iter().zip(&self.limit).map(|(product, limit)| product / limit).collect();
         Row {
@@ -160,9 +167,17 @@ impl Bench {
         if self.wants(&["C1"]) {
             self.version();
         }
+        if self.wants(&["M1", "M2", "M3", "M4", "M5", "M6"]) {
+            let folder = self.folder.path().join("machines");
+            std::fs::create_dir(&folder)?;
+            match machines::measure(&self.casemate, &folder, self.pinned, self.options.rounds).await {
+                Ok(rows) => self.rows.extend(rows),
+                Err(error) => self.missing.push(Missing { goal: "M1–M6", why: error.to_string() }),
+            }
+        }
         let only = &self.options.only;
         self.rows.retain(|row| only.is_empty() || only.iter().any(|only| row.goal == only));
-        let number = |row: &Row| (!row.goal.starts_with('P'), row.goal[1..].parse().unwrap_or(0_u32));
+        let number = |row: &Row| ("PCM".find(&row.goal[..1]), row.goal[1..].parse().unwrap_or(0_u32));
         self.rows.sort_by_key(number);
         Ok(())
     }
@@ -448,7 +463,7 @@ impl Bench {
 }
 
 impl Series {
-    fn push(&mut self, is_limit: bool, value: f64) {
+    pub(crate) fn push(&mut self, is_limit: bool, value: f64) {
         match is_limit {
             true => self.limit.push(value),
             false => self.product.push(value),
@@ -457,7 +472,7 @@ impl Series {
 }
 
 /// A goal that is an absolute bound.
-fn bound(goal: &'static str, what: &'static str, values: &[f64], must: f64, aim: f64) -> Row {
+pub(crate) fn bound(goal: &'static str, what: &'static str, values: &[f64], must: f64, aim: f64) -> Row {
     let ratio = report::median(values);
     let spread = report::spread(values);
     Row { goal, what, product: ratio, limit: None, ratio, spread, must, aim, better: Better::Less }
@@ -474,7 +489,7 @@ async fn cpu_of(
     Ok((used.as_secs_f64() * 1e6 / outcome.latencies.len() as f64, outcome))
 }
 
-fn health() -> Request {
+pub(crate) fn health() -> Request {
     request("GET", "/healthz", "-", "")
 }
 

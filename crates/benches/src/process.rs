@@ -41,6 +41,16 @@ pub(crate) fn on_server_core(program: &Path, pinned: bool) -> Command {
     command
 }
 
+/// A command on all cores, also where this process keeps to one.
+pub(crate) fn on_all_cores(program: &Path, pinned: bool) -> Command {
+    if !pinned {
+        return Command::new(program);
+    }
+    let mut command = Command::new("taskset");
+    command.args(["-c", &format!("{SERVER_CORE},{LOAD_CORE}")]).arg(program);
+    command
+}
+
 /// An address that nobody listens on.
 pub(crate) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
@@ -80,14 +90,9 @@ impl Server {
         Ok(fs::read_to_string(format!("/proc/{}/{file}", self.child.id()))?)
     }
 
-    /// Processor time of all its threads so far, user and system together, to the nanosecond.
+    /// Processor time of all its threads so far.
     pub(crate) fn cpu(&self) -> Result<Duration> {
-        let mut nanos = 0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let text = fs::read_to_string(thread?.path().join("schedstat"))?;
-            nanos += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
-        }
-        Ok(Duration::from_nanos(nanos))
+        cpu_of(self.child.id())
     }
 
     /// Memory that is its own: neither files mapped in nor shared.
@@ -107,7 +112,25 @@ impl Drop for Server {
     }
 }
 
-async fn answers(address: SocketAddr, probe: &[u8]) -> bool {
+/// Processor time of all threads of a process so far, user and system together, to the nanosecond.
+pub(crate) fn cpu_of(pid: u32) -> Result<Duration> {
+    let mut nanos = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+        nanos += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
+/// Memory of a process, what it shares with others counted in part.
+pub(crate) fn pss_mib(pid: u32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("no Pss in /proc")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+}
+
+/// Does whoever listens there answer with status 200?
+pub(crate) async fn answers(address: SocketAddr, probe: &[u8]) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(probe).await?;

@@ -4,12 +4,14 @@ use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use casemate_kms::RootKeys;
 use casemate_server::app::LocalKeys;
 use casemate_server::auth;
 use casemate_server::clock::Clock;
 use casemate_server::config::{Config, Settings};
+use casemate_server::driver::qemu::Qemu;
 use casemate_server::error::Source;
 use casemate_server::serve::{self, Server, Start};
 use casemate_server::store::Durability;
@@ -18,10 +20,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::dev_chain::ChainOptions;
 use crate::keys;
-use crate::nodes::Nodes;
+use crate::nodes::{Machines, Nodes};
 
 /// Where `dev` and `serve` listen unless they are told.
 const DEFAULT_LISTEN: &str = "127.0.0.1:8440";
+
+/// How long machines may take to shut down when `dev` ends.
+const MACHINES_STOP: Duration = Duration::from_secs(10);
 
 /// Options of `casemate dev`.
 #[derive(Args)]
@@ -32,10 +37,13 @@ pub(crate) struct Dev {
     /// Where everything is kept; started again on it, it is the same cloud with the same key
     #[arg(long, default_value = ".casemate", value_name = "DIR")]
     data: PathBuf,
-    /// Where CVMs run: sim:N for so many simulated nodes, qemu for real machines on this host (qemu,accel=tcg for emulated
-    /// ones, qemu,os-images=DIR for OS images from there)
-    #[arg(long, default_value = "sim:2", value_name = "NODES")]
+    /// Where CVMs run: qemu for real machines on this host (qemu,accel=tcg for emulated ones, qemu,os-images=DIR for OS
+    /// images from there), sim:N for so many simulated nodes, auto for real machines where QEMU and an OS image are found
+    #[arg(long, default_value = "auto", value_name = "NODES")]
     nodes: Nodes,
+    /// Leave real machines running when the cloud stops; it finds them again. Otherwise they are shut down, and started with it
+    #[arg(long)]
+    leave_running: bool,
     #[command(flatten)]
     chain: ChainOptions,
     /// Deploy an example app and update it once
@@ -49,15 +57,14 @@ impl Dev {
         log_to_stderr(if self.demo { "warn" } else { "info" });
         if !self.listen.ip().is_loopback() {
             eprintln!(
-                "WARNING: {} can be reached from other machines. `casemate dev` is for this one: its key lies in a file and its \
-                 nodes are simulated.",
+                "WARNING: {} can be reached from other machines. `casemate dev` is for this one: its key lies in a file.",
                 self.listen
             );
         }
         let clock = Clock::system();
         let mut config = Config { dev: true, public_url: String::new(), ..Config::default() };
         let mut chain = self.chain.open(&self.data, &mut config).await?;
-        let server =
+        let (server, machines) =
             start(&self.data, self.listen, &self.nodes, clock.clone(), config, Durability::Full).await?;
         let url = server.url();
         let env = self.data.join("dev.env");
@@ -70,13 +77,14 @@ impl Dev {
         write_env(&env, &format!("{url}/api/v1"), &key, &more)?;
         say(format_args!(
             "Casemate {} is running.\n\n  API        {url}/api/v1\n  Reference  {url}/docs\n  Key        in {} (source it, and any \
-             client works){told}",
+             client works)\n  CVMs       {}{told}",
             env!("CARGO_PKG_VERSION"),
-            env.display()
+            env.display(),
+            machines.told
         ));
         let demo = async {
             if self.demo {
-                demo(&url, &key, &env).await;
+                demo(&url, &key, &env, machines.qemu.as_ref()).await;
             }
             std::future::pending::<()>().await;
         };
@@ -85,6 +93,9 @@ impl Dev {
             stopped = told_to_stop() => stopped?,
         }
         server.stop().await;
+        if let Some(qemu) = machines.qemu.filter(|_| !self.leave_running) {
+            qemu.shut_down(MACHINES_STOP).await;
+        }
         Ok(())
     }
 
@@ -115,14 +126,14 @@ pub(crate) fn program() -> String {
 }
 
 #[cfg(feature = "client")]
-async fn demo(url: &str, key: &str, env: &Path) {
-    if let Err(error) = crate::demo::run(url, key, env).await {
+async fn demo(url: &str, key: &str, env: &Path, qemu: Option<&Qemu>) {
+    if let Err(error) = crate::demo::run(url, key, env, qemu).await {
         eprintln!("error: the example did not work: {error}");
     }
 }
 
 #[cfg(not(feature = "client"))]
-async fn demo(_: &str, _: &str, _: &Path) {
+async fn demo(_: &str, _: &str, _: &Path, _: Option<&Qemu>) {
     eprintln!("This build has no client commands, so there is no example.");
 }
 
@@ -177,7 +188,7 @@ impl Serve {
                  tls.cert and tls.key, or name the proxy that speaks TLS in trusted_proxies."
             );
         }
-        let server = start(&data, listen, &nodes, Clock::system(), config, self.durability).await?;
+        let (server, _) = start(&data, listen, &nodes, Clock::system(), config, self.durability).await?;
         // From here on, so that one who sees the line may send the signal.
         let mut hangup = signal(SignalKind::hangup())?;
         say(format_args!("Listening on {}", server.url()));
@@ -223,12 +234,13 @@ async fn start(
     clock: Clock,
     config: Config,
     durability: Durability,
-) -> Result<Server, Source> {
+) -> Result<(Server, Machines), Source> {
     let lock = serve::lock(data)?;
     let kms = root_keys(&data.join("kms.key"), &clock)?;
     let keys = Arc::new(LocalKeys(Arc::clone(&kms)));
-    let nodes = nodes.open(data, &clock, &keys)?;
-    Server::start(Start { data: data.to_owned(), lock, listen, nodes, kms, clock, config, durability }).await
+    let (nodes, machines) = nodes.open(data, &clock, &keys)?;
+    let start = Start { data: data.to_owned(), lock, listen, nodes, kms, clock, config, durability };
+    Ok((Server::start(start).await?, machines))
 }
 
 /// The root keys in this file, drawn on first use.

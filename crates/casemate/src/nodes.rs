@@ -12,12 +12,14 @@ use casemate_server::driver::sim::{Sim, SimConfig};
 use casemate_server::error::Source;
 
 /// Which nodes a cloud has.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Nodes {
+    /// Real machines if this host can run them, else simulated ones.
+    Auto,
     /// So many simulated ones, inside this process.
     Sim(u32),
     /// A simulated one in a process of its own, behind this socket.
-    Remote(std::path::PathBuf),
+    Remote(PathBuf),
     /// One that runs real machines on this host.
     Qemu(QemuOptions),
 }
@@ -51,11 +53,26 @@ impl FromStr for QemuOptions {
     }
 }
 
+impl QemuOptions {
+    fn config(&self, data: &Path) -> QemuConfig {
+        let usual = QemuConfig::in_data(data);
+        QemuConfig {
+            accel: self.accel,
+            program: self.program.clone().unwrap_or(usual.program),
+            os_images: self.os_images.clone().map_or(usual.os_images, |folder| vec![folder]),
+            ..usual
+        }
+    }
+}
+
 impl FromStr for Nodes {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("sim=unix:") {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        if let Some(path) = text.strip_prefix("sim=unix:").filter(|path| !path.is_empty()) {
             return Ok(Self::Remote(path.into()));
         }
         match text.strip_prefix("sim:").map(str::parse) {
@@ -64,38 +81,60 @@ impl FromStr for Nodes {
                 Some(options) if options.is_empty() || options.starts_with(',') => {
                     options.parse().map(Self::Qemu)
                 }
-                _ => Err("should be sim:N with N from 1 to 100, sim=unix:PATH, or qemu".into()),
+                _ => Err("should be auto, qemu, sim:N with N from 1 to 100, or sim=unix:PATH".into()),
             },
         }
     }
 }
 
+/// What the machines of the nodes are.
+pub(crate) struct Machines {
+    /// The node that runs real ones.
+    pub(crate) qemu: Option<Qemu>,
+    /// What they are, for people.
+    pub(crate) told: String,
+}
+
+fn simulated(nodes: Vec<NewNode>) -> (Vec<NewNode>, Machines) {
+    (nodes, Machines { qemu: None, told: "are simulated".into() })
+}
+
 impl Nodes {
-    /// The nodes, with their state under `data`.
+    /// Opens them, with everything that is theirs in `data`. Simulated guests, and those on this host, get their secrets from
+    /// `keys`.
     pub(crate) fn open(
         &self,
         data: &Path,
         clock: &Clock,
         keys: &Arc<LocalKeys>,
-    ) -> Result<Vec<NewNode>, Source> {
+    ) -> Result<(Vec<NewNode>, Machines), Source> {
         match self {
+            Self::Auto => {
+                let options = QemuOptions::default();
+                match options.config(data).missing() {
+                    None => Self::Qemu(options).open(data, clock, keys),
+                    Some(missing) => {
+                        let (nodes, machines) = Self::Sim(2).open(data, clock, keys)?;
+                        Ok((nodes, Machines { told: format!("are simulated: {missing}"), ..machines }))
+                    }
+                }
+            }
             Self::Remote(path) => {
                 let node = RemoteSim::connect(path);
                 let address = format!("sim=unix:{}", path.display());
-                Ok(vec![NewNode { address, driver: Arc::new(node.clone()), faults: Some(Arc::new(node)) }])
+                let driver = Arc::new(node.clone());
+                Ok(simulated(vec![NewNode { address, driver, faults: Some(Arc::new(node)) }]))
             }
             Self::Qemu(options) => {
-                let usual = QemuConfig::in_data(data);
-                let config = QemuConfig {
-                    accel: options.accel,
-                    program: options.program.clone().unwrap_or(usual.program),
-                    os_images: options.os_images.clone().map_or(usual.os_images, |folder| vec![folder]),
-                    ..usual
-                };
+                let config = options.config(data);
                 let address = config.name.clone();
                 let keys: Arc<LocalKeys> = Arc::clone(keys);
                 let qemu = Qemu::open(config, clock.clone(), Some(keys))?;
-                Ok(vec![NewNode { address, driver: Arc::new(qemu), faults: None }])
+                let nodes = vec![NewNode { address, driver: Arc::new(qemu.clone()), faults: None }];
+                Ok((
+                    nodes,
+                    Machines { qemu: Some(qemu), told: "are real machines on this host, by QEMU".into() },
+                ))
             }
             Self::Sim(count) => {
                 let folder = data.join("nodes");
@@ -107,7 +146,8 @@ impl Nodes {
                     let sim = Sim::new(config, clock.clone(), Some(keys), Some(state))?;
                     Ok(NewNode { address, driver: Arc::new(sim.clone()), faults: Some(Arc::new(sim)) })
                 };
-                SimConfig::nodes(*count).into_iter().map(open).collect()
+                let nodes: Result<_, Source> = SimConfig::nodes(*count).into_iter().map(open).collect();
+                Ok(simulated(nodes?))
             }
         }
     }
@@ -132,11 +172,13 @@ mod tests {
     #[test]
     fn nodes_are_named() {
         let nodes = |text: &str| text.parse::<Nodes>();
-        assert!(matches!(nodes("sim:2"), Ok(Nodes::Sim(2))));
-        assert!(matches!(nodes("sim=unix:/a,b"), Ok(Nodes::Remote(_))));
-        let Ok(Nodes::Qemu(options)) = nodes("qemu,accel=tcg,os-images=a/b") else { panic!("it is one") };
-        assert_eq!((options.accel, options.os_images), (Accel::Tcg, Some("a/b".into())));
-        assert!(matches!(nodes("qemu"), Ok(Nodes::Qemu(options)) if options == QemuOptions::default()));
+        assert_eq!(nodes("auto"), Ok(Nodes::Auto));
+        assert_eq!(nodes("sim:2"), Ok(Nodes::Sim(2)));
+        assert_eq!(nodes("sim=unix:/a,b"), Ok(Nodes::Remote("/a,b".into())));
+        let options =
+            QemuOptions { accel: Accel::Tcg, os_images: Some("a/b".into()), ..QemuOptions::default() };
+        assert_eq!(nodes("qemu,accel=tcg,os-images=a/b"), Ok(Nodes::Qemu(options)));
+        assert_eq!(nodes("qemu"), Ok(Nodes::Qemu(QemuOptions::default())));
         for text in ["", "sim:0", "sim:101", "qemu:1", "qemus", "qemu,accel=xen", "qemu,other=1"] {
             assert!(nodes(text).is_err(), "{text}");
         }

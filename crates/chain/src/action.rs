@@ -1,5 +1,8 @@
 //! What somebody has to send to an app's contract, ready to be signed elsewhere.
 
+use std::collections::BTreeSet;
+
+use alloy_primitives::keccak256;
 use alloy_sol_types::SolCall;
 use casemate_types::ids::{Address, AppId, ComposeHash, DeviceId};
 use serde_json::{Value, json};
@@ -52,7 +55,8 @@ pub fn checksummed(address: impl Into<Address>) -> String {
 ///
 /// `created_at_ms` is in milliseconds since 1970. The form is the builder's version 1.0, `BatchFile` in
 /// `apps/tx-builder/src/typings/models.ts` of github.com/safe-global/safe-react-apps. Calls are given by name and argument,
-/// not as bytes, so that signers read them. The optional checksum is left out.
+/// not as bytes, so that signers read them. It has the builder's checksum: without one, or after a change, the builder warns
+/// that the file was modified. Which Safe signs is not known here.
 pub fn safe_batch(chain_id: u64, created_at_ms: u64, name: &str, calls: &[(AppId, Action)]) -> Value {
     let transactions: Vec<_> = calls
         .iter()
@@ -71,13 +75,61 @@ pub fn safe_batch(chain_id: u64, created_at_ms: u64, name: &str, calls: &[(AppId
             })
         })
         .collect();
-    json!({
+    let mut batch = json!({
         "version": "1.0",
         "chainId": chain_id.to_string(),
         "createdAt": created_at_ms,
-        "meta": { "name": name, "description": "" },
+        "meta": {
+            "name": name,
+            "description": "",
+            "txBuilderVersion": BUILDER,
+            "createdFromSafeAddress": "",
+            "createdFromOwnerAddress": "",
+        },
         "transactions": transactions,
-    })
+    });
+    batch["meta"]["checksum"] = json!(checksum(&batch));
+    batch
+}
+
+/// The Transaction Builder whose files ours are like.
+const BUILDER: &str = "1.18.2";
+
+/// The checksum of a batch that has none yet, as `lib/checksum.ts` of the builder makes it: Keccak-256 of a text of its own kind,
+/// in which the batch has no name.
+fn checksum(batch: &Value) -> String {
+    let mut nameless = batch.clone();
+    nameless["meta"]["name"] = Value::Null;
+    let mut text = String::new();
+    write_sorted(&nameless, &mut text);
+    keccak256(text).to_string()
+}
+
+/// Of an object the list of its keys comes first, sorted, and then each value with a comma.
+fn write_sorted(value: &Value, text: &mut String) {
+    match value {
+        Value::Object(map) => {
+            let keys: BTreeSet<_> = map.keys().collect();
+            text.push('{');
+            text.push_str(&json!(keys).to_string());
+            for key in keys {
+                write_sorted(&map[key], text);
+                text.push(',');
+            }
+            text.push('}');
+        }
+        Value::Array(items) => {
+            text.push('[');
+            for (at, item) in items.iter().enumerate() {
+                if at > 0 {
+                    text.push(',');
+                }
+                write_sorted(item, text);
+            }
+            text.push(']');
+        }
+        one => text.push_str(&one.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -105,6 +157,40 @@ mod tests {
     }
 
     #[test]
+    fn a_checksum_is_the_builders() {
+        // A file that the builder itself wrote: TRANSACTION_BUILDER_FORMAT_ANALYSIS.md of github.com/5afe/safe-cli-nodejs.
+        let input = |name: &str, kind: &str| json!({ "internalType": kind, "name": name, "type": kind });
+        let spender = "0x474e5Ded6b5D078163BFB8F6dBa355C3aA5478C8";
+        let batch = json!({
+            "version": "1.0",
+            "chainId": "1",
+            "createdAt": 1_761_326_849_944_u64,
+            "meta": {
+                "name": "Transactions Batch",
+                "description": "",
+                "txBuilderVersion": "1.18.2",
+                "createdFromSafeAddress": "0xA77DE01e157f9f57C7c4A326eeE9C4874D0598b6",
+                "createdFromOwnerAddress": "",
+            },
+            "transactions": [{
+                "to": "0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48",
+                "value": "0",
+                "data": null,
+                "contractMethod":
+                    { "inputs": [input("spender", "address"), input("value", "uint256")], "name": "approve", "payable": false },
+                "contractInputsValues": { "spender": spender, "value": "100000000000" },
+            }],
+        });
+        assert_eq!(checksum(&batch), "0x8b5032f716845c8b08bab3d63dbd9ba92e056f3557793cd041e59b84e16aa989");
+        // The name is not part of it, everything else is.
+        let mut other = batch.clone();
+        other["meta"]["name"] = json!("Mine");
+        assert_eq!(checksum(&other), checksum(&batch));
+        other["transactions"][0]["to"] = json!(spender);
+        assert_ne!(checksum(&other), checksum(&batch));
+    }
+
+    #[test]
     fn a_safe_batch_names_function_and_argument() {
         let app: AppId = "5aaeb6053f3e94c9b9a09f33669435e7ef1beaed".parse().unwrap();
         let calls = [
@@ -119,7 +205,14 @@ mod tests {
                 "version": "1.0",
                 "chainId": "8453",
                 "createdAt": 1_767_225_600_000_u64,
-                "meta": { "name": "web-1: update", "description": "" },
+                "meta": {
+                    "name": "web-1: update",
+                    "description": "",
+                    "txBuilderVersion": "1.18.2",
+                    "createdFromSafeAddress": "",
+                    "createdFromOwnerAddress": "",
+                    "checksum": batch["meta"]["checksum"],
+                },
                 "transactions": [
                     {
                         "to": "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",

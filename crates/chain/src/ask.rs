@@ -101,7 +101,9 @@ pub struct State {
 pub struct Standing {
     /// At the head.
     pub now: Allowed,
-    /// Hash and device are allowed now, and were already as many blocks ago as the chain's confirmations say.
+    /// Hash and device are allowed now, and were already as many blocks ago as the chain's confirmations say. These two blocks
+    /// alone are looked at: what was taken back between them and then allowed again counts as confirmed, although a
+    /// reorganisation may undo the newer of the two. Whoever acts on it asks once more right before what cannot be undone.
     pub confirmed: bool,
 }
 

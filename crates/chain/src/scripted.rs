@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use casemate_types::ids::{Address, AppId, ComposeHash, DeviceId, TxHash};
@@ -36,6 +37,7 @@ struct Script {
     odd: HashSet<AppId>,
     shallow: HashSet<AppId>,
     silent: bool,
+    slow: Duration,
     held: bool,
     questions: Vec<Question>,
 }
@@ -85,9 +87,15 @@ impl Scripted {
     }
 
     async fn asked(&self) -> Result<MutexGuard<'_, Script>, Error> {
-        let silent = self.script().silent;
+        let (silent, slow) = {
+            let script = self.script();
+            (script.silent, script.slow)
+        };
         if silent {
             std::future::pending::<()>().await;
+        }
+        if !slow.is_zero() {
+            tokio::time::sleep(slow).await;
         }
         let script = self.script();
         if script.down { Err(Error::Unreachable("it is switched off".into())) } else { Ok(script) }
@@ -186,6 +194,11 @@ impl Scripted {
     /// From now on no question is ever answered, or all are again.
     pub fn set_silent(&self, silent: bool) {
         self.script().silent = silent;
+    }
+
+    /// From now on whatever is asked takes this long: for [`Chain::state`] once for each subject, and once more.
+    pub fn set_slow(&self, takes: Duration) {
+        self.script().slow = takes;
     }
 
     /// From now on nobody can make sense of what this app's contract says, or can again.

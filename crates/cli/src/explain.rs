@@ -228,6 +228,10 @@ fn chain_hints(error: &chain::Error) -> Vec<String> {
             "sign with the key of {}; `casemate approvals safe-batch` is for a Safe, `calldata` for any other wallet",
             chain::checksummed(*owner)
         )],
+        On::OtherComposeHash { .. } => vec![
+            "nothing was signed: a text, script or flag that you did not write would be part of the app"
+                .into(),
+        ],
         On::TimedOut { tx, .. } | On::Dropped { tx } => {
             vec![format!("look for 0x{tx} before you sign again: it may still be carried out")]
         }

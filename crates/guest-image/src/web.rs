@@ -1,6 +1,7 @@
 //! A small HTTP server as a container image: busybox and two scripts, in the OCI image layout.
 //!
-//! It listens on port 8080 and says on `/` which version it is. `/memory` is what the machine has, in KiB. `/count` adds a line to a file
+//! It listens on port 8080 and says on `/` which version it is. `/memory` is what the machine has, in KiB, `/cpus` how many processors,
+//! `/disk` the size of the file system under `/data`, in KiB. `/config` is SHA-256 of the user config. `/count` adds a line to a file
 //! in `/data`, where a volume may be, and says how many it has; `/data` says it without adding. `/env` are the names of the variables,
 //! `/env/NAME` SHA-256 of one's value. `/crash` ends it with code 7, after the answer.
 
@@ -107,6 +108,9 @@ fn server(version: &str) -> Vec<u8> {
          case $path in\n\
          /) body='web {version}' ;;\n\
          /memory) body=$(sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) ;;\n\
+         /cpus) body=$(nproc) ;;\n\
+         /disk) body=$(df -k /data | awk 'NR == 2 {{ print $2 }}') ;;\n\
+         /config) body=$(sha256sum </dstack/user_config | cut -d' ' -f1) ;;\n\
          /count) echo {version} >>/data/count; body=$(count) ;;\n\
          /data) body=$(count) ;;\n\
          /env) body=$(variables | cut -d= -f1 | sort) ;;\n\

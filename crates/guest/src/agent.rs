@@ -243,7 +243,7 @@ impl Machine {
     }
 
     pub(crate) fn evidence(&self) -> Evidence {
-        self.know().events.evidence()
+        Evidence { app_compose: self.config.compose.clone(), ..self.know().events.evidence() }
     }
 
     pub(crate) fn log(&self, service: &str) -> Option<Arc<Log>> {

@@ -1,47 +1,16 @@
 //! The sealed environment, opened.
 
 use casemate_types::env::{self, EnvVar};
+use casemate_types::guest;
 use zeroize::Zeroizing;
 
 use crate::Result;
 
-/// As many variables, as long, as a guest takes.
-const MAX_VARS: usize = 1024;
-const MAX_VALUE: usize = 128 * 1024;
-const MAX_TOTAL: usize = 1024 * 1024;
-
-/// Opens a sealed environment, which has to have exactly the variables that the document allows.
+/// Opens a sealed environment, which has to be [as it must be](guest::check_env).
 pub(crate) fn open(sealed: &[u8], secret: &[u8; 32], allowed: &[&str]) -> Result<Vec<EnvVar>> {
     let vars = env::open(secret, sealed).map_err(|error| format!("the sealed environment: {error}"))?;
-    if vars.len() > MAX_VARS {
-        return Err(format!(
-            "the sealed environment has {} variables, and at most {MAX_VARS} are allowed",
-            vars.len()
-        ));
-    }
-    for (at, var) in vars.iter().enumerate() {
-        let name = &var.key;
-        if !allowed.contains(&name.as_str()) {
-            return Err(format!("the sealed environment has `{name}`, which `allowed_envs` does not name"));
-        }
-        if vars[..at].iter().any(|other| other.key == *name) {
-            return Err(format!("the sealed environment has `{name}` twice"));
-        }
-        if var.value.len() > MAX_VALUE || var.value.contains('\0') {
-            return Err(format!(
-                "the sealed environment has a value for `{name}` that is longer than {MAX_VALUE} bytes or has a zero byte"
-            ));
-        }
-    }
-    if vars.iter().map(|var| var.key.len() + var.value.len()).sum::<usize>() > MAX_TOTAL {
-        return Err(format!("the sealed environment is larger than {MAX_TOTAL} bytes"));
-    }
-    match allowed.iter().find(|name| vars.iter().all(|var| var.key != **name)) {
-        Some(missing) => {
-            Err(format!("the sealed environment has no `{missing}`, which `allowed_envs` names"))
-        }
-        None => Ok(vars),
-    }
+    guest::check_env(&vars, allowed)?;
+    Ok(vars)
 }
 
 /// The secret that opens it, as it comes.

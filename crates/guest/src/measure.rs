@@ -32,8 +32,10 @@ impl EventLog {
         self.events.push(Event { name: name.to_owned(), payload, digest });
     }
 
+    /// The events so far, and the register. The text that one of them is about is the machine's to add.
     pub(crate) fn evidence(&self) -> Evidence {
-        Evidence { events: self.events.clone(), rtmr3: hex::encode(self.register) }
+        let rtmr3 = hex::encode(self.register);
+        Evidence { events: self.events.clone(), rtmr3, app_compose: String::new() }
     }
 
     /// Everything that is known before the machine asks for keys.

@@ -53,7 +53,7 @@ impl ByCursor<wire::ApprovalPage> {
         self.query("cvm", id)
     }
 
-    /// Only those in this state.
+    /// Only those in this state; called more than once, in any of these.
     pub fn state(self, state: impl Into<wire::ApprovalState>) -> Self {
         self.query("state", state.into())
     }

@@ -2,11 +2,11 @@
 
 use std::fmt::Display;
 
-use casemate_types::compose::ComposeDoc;
+use casemate_types::compose::{ComposeDoc, Normalised};
 use casemate_types::env::EnvVar;
 use casemate_types::error::FieldError;
-use casemate_types::ids::{Address, AppId, CvmName, VmUuid};
-use casemate_types::patch::{CvmCreate, CvmProvision, GpuPatch, Sparse};
+use casemate_types::ids::{Address, AppId, CvmName, TxHash, VmUuid};
+use casemate_types::patch::{CvmCreate, CvmProvision, GpuPatch, Sparse, TxProof};
 use casemate_types::wire;
 use reqwest::Method;
 use serde::Deserialize;
@@ -169,6 +169,8 @@ pub struct NewContract {
     pub app_id: AppId,
     /// Who made it.
     pub deployer: Address,
+    /// The transaction that made it and allowed the compose hash, if it is known.
+    pub transaction_hash: Option<TxHash>,
 }
 
 impl Deploy {
@@ -327,12 +329,7 @@ impl Deploy {
     /// # Errors
     /// Those of [`Provision::send`].
     pub async fn provision(&self) -> Result<wire::ProvisionAnswer> {
-        let name = self.name.clone().map_err(|problem| Error::invalid(vec![*problem]))?;
-        let mut doc = self.doc.clone();
-        let keys: Vec<String> = self.vars.iter().map(|var| var.key.clone()).collect();
-        if !keys.is_empty() && doc.get("allowed_envs").is_none() {
-            doc.set_allowed_envs(keys.iter().cloned());
-        }
+        let (name, doc, keys) = (self.checked_name()?, self.doc_sent(), self.env_keys());
         let changes = self.changes.clone();
         let body = CvmProvision {
             instance_type: changes.instance_type,
@@ -357,6 +354,36 @@ impl Deploy {
         self.client.provision(body).send().await
     }
 
+    fn checked_name(&self) -> Result<CvmName> {
+        self.name.clone().map_err(|problem| Error::invalid(vec![*problem]))
+    }
+
+    fn env_keys(&self) -> Vec<String> {
+        self.vars.iter().map(|var| var.key.clone()).collect()
+    }
+
+    fn doc_sent(&self) -> ComposeDoc {
+        let (mut doc, keys) = (self.doc.clone(), self.env_keys());
+        if !keys.is_empty() && doc.get("allowed_envs").is_none() {
+            doc.set_allowed_envs(keys);
+        }
+        doc
+    }
+
+    /// The compose hash of what was given, and the text that has it, without asking a server: what is missing in the document
+    /// has its default.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a name that cannot be.
+    pub fn normalised(&self) -> Result<Normalised> {
+        let (mut doc, keys) = (self.doc_sent().with_defaults(self.checked_name()?.as_str()), self.env_keys());
+        // A server takes an empty list for none.
+        if !keys.is_empty() && doc.allowed_envs().is_empty() {
+            doc.set_allowed_envs(keys);
+        }
+        Ok(doc.normalise())
+    }
+
     /// Provisions, has the app's contract made if there is to be one, seals the environment variables and creates.
     ///
     /// # Errors
@@ -378,8 +405,12 @@ impl Deploy {
 
     /// The step in between, where the key service has a contract: has one made for the app that allows what was provisioned.
     ///
+    /// A hash cannot be read, so the server's is compared with that of what was given. Where a server is known to make another
+    /// document, and that was read, [`Network::deploy_app_auth`](crate::chain::Network::deploy_app_auth) makes the contract.
+    ///
     /// # Errors
-    /// [`Error::Chain`]; [`Error::Invalid`] if the server does not say where the key service's contract is.
+    /// [`Error::Chain`], with [`chain::Error::OtherComposeHash`](crate::chain::Error::OtherComposeHash) if the server provisioned
+    /// something else than was given: nothing was signed then; [`Error::Invalid`] if the server does not say where the key service's contract is.
     #[cfg(feature = "chain")]
     pub async fn make_contract(
         &self,
@@ -393,6 +424,11 @@ impl Deploy {
             let text = "the server does not name the contract of the key service";
             Error::invalid(vec![FieldError::body("kms_info", "missing", text)])
         };
+        let given = self.normalised()?.hash;
+        if given != provision.compose_hash {
+            let asked = provision.compose_hash;
+            return Err(crate::chain::Error::OtherComposeHash { given, asked }.into());
+        }
         let kms = provision.kms_info.as_ref().ok_or_else(missing)?;
         let contract = kms.kms_contract_address.as_ref().ok_or_else(missing)?;
         let devices = match provision.device_id.as_deref().filter(|id| !id.is_empty()) {
@@ -445,19 +481,26 @@ impl Deploy {
             kms_id: provision.kms_id,
             contract_address: contract.map(|contract| contract.app_id),
             deployer_address: contract.map(|contract| format!("0x{}", contract.deployer)),
-            transaction_hash: None,
+            transaction_hash: contract.and_then(|contract| contract.transaction_hash).map(TxProof::Tx),
             token: None,
         };
-        let mut create = self.client.create(body);
-        create.idempotency_key = self.idempotency_key.clone();
-        create.send().await
+        let send = || {
+            let mut create = self.client.create(body.clone());
+            create.idempotency_key = self.idempotency_key.clone();
+            create.send()
+        };
+        #[cfg(feature = "chain")]
+        if body.transaction_hash.is_some() {
+            return crate::chain::seen(send).await;
+        }
+        send().await
     }
 }
 
 #[cfg(feature = "chain")]
 impl From<&crate::chain::AppAuth> for NewContract {
     fn from(made: &crate::chain::AppAuth) -> Self {
-        Self { app_id: made.app_id, deployer: made.deployer }
+        Self { app_id: made.app_id, deployer: made.deployer, transaction_hash: Some(made.transaction_hash) }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::ops::Deref;
 
+use casemate_types::compose::ComposeDoc;
 use casemate_types::env::SealedEnv;
 use casemate_types::error::{ApprovalNeeded, FieldError};
 use casemate_types::ids::ComposeHash;
@@ -201,6 +202,12 @@ impl Patch {
         self.how.force_restart = fields.force_restart.or(false);
         self.body = fields;
         self
+    }
+
+    /// The document that it leads to where `running` runs, [`Cvm::compose_file`]. Its hash is what a contract has to allow:
+    /// nobody need take the server's word for it.
+    pub fn document(&self, running: ComposeDoc) -> ComposeDoc {
+        self.body.document(running)
     }
 
     /// The docker-compose file. Changes the compose hash.

@@ -12,6 +12,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use uuid::Uuid;
 
+tokio::task_local! {
+    /// When the request that this task answers has to be answered.
+    static DEADLINE: tokio::time::Instant;
+}
+
 /// Where time, ids and randomness come from. Cheap to clone; clones share one source.
 #[derive(Clone)]
 pub struct Clock(Arc<Inner>);
@@ -57,6 +62,18 @@ impl Clock {
     /// What `work` gives, if it takes no longer than `limit`.
     pub async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
         tokio::time::timeout(limit, work).await.ok()
+    }
+
+    /// Gives `work` one deadline for everything that it waits for with [`Clock::in_time`]. The work itself is not cut off: it
+    /// hears what took too long, and can say so.
+    pub async fn with_deadline<T>(&self, limit: Duration, work: impl Future<Output = T>) -> T {
+        DEADLINE.scope(tokio::time::Instant::now() + limit, work).await
+    }
+
+    /// What `work` gives, if it takes no longer than `limit`, and no longer than is left until the deadline where there is one.
+    pub async fn in_time<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let left = DEADLINE.try_with(|end| end.saturating_duration_since(tokio::time::Instant::now()));
+        self.within(left.map_or(limit, |left| left.min(limit)), work).await
     }
 
     /// A fresh, time-ordered id (UUIDv7): neighbours in time are neighbours in an index.
@@ -114,6 +131,19 @@ mod tests {
         let before = clock.now();
         clock.sleep(Duration::from_secs(3600)).await;
         assert_eq!(clock.now().as_second() - before.as_second(), 3600);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_deadline_bounds_the_sum_of_what_is_waited_for() {
+        let clock = Clock::manual(7);
+        let begun = clock.now();
+        let second = Duration::from_secs(1);
+        let wait = async || clock.in_time(9 * second, clock.sleep(8 * second)).await;
+        let waits = async { (wait().await, wait().await, wait().await, wait().await) };
+        let waited = clock.with_deadline(20 * second, waits).await;
+        assert_eq!(waited, (Some(()), Some(()), None, None));
+        assert_eq!(clock.now().as_second() - begun.as_second(), 20);
+        assert_eq!(wait().await, Some(()), "outside of it there is none");
     }
 
     #[tokio::test(start_paused = true)]

@@ -175,6 +175,12 @@ impl Config {
         self.contract_kms.iter().find(|kms| kms.slug == slug)
     }
 
+    /// Slugs of the contract-owned key services on this chain.
+    pub fn kms_on(&self, chain_id: u64) -> Vec<&str> {
+        let there = self.contract_kms.iter().filter(|kms| kms.chain_id == chain_id);
+        there.map(|kms| kms.slug.as_str()).collect()
+    }
+
     /// The chains that such key services are on.
     pub fn contract_chains(&self) -> BTreeSet<u64> {
         self.contract_kms.iter().map(|kms| kms.chain_id).collect()

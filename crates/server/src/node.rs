@@ -230,5 +230,6 @@ fn unknown(address: &str) -> NodeFacts {
         capacity: Booking::default(),
         gpu_product: None,
         images: Vec::new(),
+        own_guests: false,
     }
 }

@@ -261,7 +261,8 @@ impl World {
     }
 }
 
-async fn actor(app: &App, slug: &str) -> Actor {
+/// The user of a workspace, which is made if it is not there.
+pub async fn actor(app: &App, slug: &str) -> Actor {
     let uids = [format!("wks_{slug}"), format!("usr_{slug}")];
     let account = app.store.workspace_ensure(slug.into(), slug.into(), uids, app.clock.now()).await;
     let account = account.expect("a workspace");

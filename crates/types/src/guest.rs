@@ -10,6 +10,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::env::EnvVar;
 use crate::ids::{AppId, ComposeHash, InstanceId, VmUuid};
 
 /// Name of the `fw_cfg` file with the [`BootConfig`].
@@ -246,6 +247,9 @@ pub struct Evidence {
     pub events: Vec<Event>,
     /// What the register holds after them, 48 bytes in hex.
     pub rtmr3: String,
+    /// The app-compose text that was measured.
+    #[serde(default)]
+    pub app_compose: String,
 }
 
 /// An event that a guest measured.
@@ -257,6 +261,45 @@ pub struct Event {
     pub payload: String,
     /// SHA-384 that the register was extended with, in hex.
     pub digest: String,
+}
+
+/// How many variables a guest takes.
+const MAX_VARS: usize = 1024;
+/// How long a value may be, in bytes.
+const MAX_VALUE: usize = 128 * 1024;
+/// How long names and values may be together, in bytes.
+const MAX_TOTAL: usize = 1024 * 1024;
+
+/// Does a guest take this environment? It has exactly the variables that the app-compose document allows, each once.
+///
+/// # Errors
+/// What is wrong with it, by the variable's name and never by its value.
+pub fn check_env(vars: &[EnvVar], allowed: &[&str]) -> Result<(), String> {
+    let refuse = |what: String| Err(format!("the sealed environment has {what}"));
+    if vars.len() > MAX_VARS {
+        return refuse(format!("{} variables, and at most {MAX_VARS} are allowed", vars.len()));
+    }
+    for (at, var) in vars.iter().enumerate() {
+        let name = &var.key;
+        if !allowed.contains(&name.as_str()) {
+            return refuse(format!("`{name}`, which `allowed_envs` does not name"));
+        }
+        if vars[..at].iter().any(|other| other.key == *name) {
+            return refuse(format!("`{name}` twice"));
+        }
+        if var.value.len() > MAX_VALUE || var.value.contains('\0') {
+            return refuse(format!(
+                "a value for `{name}` that is longer than {MAX_VALUE} bytes or has a zero byte"
+            ));
+        }
+    }
+    if vars.iter().map(|var| var.key.len() + var.value.len()).sum::<usize>() > MAX_TOTAL {
+        return refuse(format!("more than {MAX_TOTAL} bytes"));
+    }
+    match allowed.iter().find(|name| vars.iter().all(|var| var.key != **name)) {
+        Some(missing) => refuse(format!("no `{missing}`, which `allowed_envs` names")),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

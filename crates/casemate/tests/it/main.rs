@@ -8,6 +8,7 @@ mod kill_9;
 mod kill_9_approvals;
 mod load;
 mod power_loss;
+mod real;
 mod sweep_patches;
 mod sweep_stops;
 

@@ -168,11 +168,17 @@ async fn ownership_moves_in_two_steps() {
     let accept = App::acceptOwnershipCall {}.abi_encode();
     let owner = async || evm.registration(world.contracts.kms, world.app).await.unwrap().owner;
     chain.send(OWNER, world.app.into(), &transfer).await.unwrap();
+    // Until it is accepted nothing has changed, so a mistyped address takes nothing.
     assert_eq!(owner().await, Some(OWNER));
+    chain.act(OWNER, world.app, Action::AddDevice(OTHER_DEVICE)).await.unwrap();
+    assert!(chain.act(STRANGER, world.app, Action::AddComposeHash(NEXT)).await.is_err());
+    let theft = App::transferOwnershipCall { newOwner: ACCOUNTS[0].address.0.into() }.abi_encode();
+    assert!(chain.send(STRANGER, world.app.into(), &theft).await.is_err());
     assert!(chain.send(ACCOUNTS[0].address, world.app.into(), &accept).await.is_err());
     chain.send(STRANGER, world.app.into(), &accept).await.unwrap();
     assert_eq!(owner().await, Some(STRANGER));
     assert!(chain.act(OWNER, world.app, Action::AddComposeHash(NEXT)).await.is_err());
+    assert!(chain.send(STRANGER, world.app.into(), &accept).await.is_err(), "it is accepted once");
     chain.act(STRANGER, world.app, Action::AddComposeHash(NEXT)).await.unwrap();
 }
 

@@ -8,6 +8,7 @@ use casemate_sdk::types::compose::{ComposeDoc, Flag};
 use casemate_sdk::types::patch::{GpuPatch, OnFailure};
 use clap::Args;
 
+use super::approvals::Typed;
 use super::outcome::Approving;
 use super::signing::Signing;
 use crate::context::Context;
@@ -258,11 +259,11 @@ impl Visibility {
 
 impl How {
     /// What follows if a contract has to allow it first.
-    pub(crate) fn approving<'a>(&self, signing: &'a Signing, typed: &'a Texts) -> Approving<'a> {
+    pub(crate) fn approving<'a>(&self, signing: &'a Signing, typed: &'a Patch) -> Approving<'a> {
         match (self.prepare_only, self.auto_commit) {
             (true, _) => Approving::ByOthers,
             (false, true) => Approving::ByServer,
-            (false, false) => Approving::Here(signing, Some(typed)),
+            (false, false) => Approving::Here(signing, Typed::Change(typed)),
         }
     }
 

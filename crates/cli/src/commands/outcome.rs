@@ -1,13 +1,13 @@
 //! What follows a change that was sent: its plan, an operation, or an approval that it needs first.
 
-use casemate_sdk::chain::{Wallet, checksummed};
+use casemate_sdk::chain::{Network, Wallet, checksummed};
 use casemate_sdk::types::error::ErrorBody;
 use casemate_sdk::wire::{self, DryRun, PlanKind};
 use casemate_sdk::{Ask, Operation, PatchOutcome};
 use clap::Args;
 
-use super::approvals::{before_signing, is_of, ways as approval_ways};
-use super::changes::Texts;
+use super::approvals::{Typed, before_signing, ways as approval_ways};
+use super::cvms::get::addresses;
 use super::signing::{Signing, chain_name, note_registered, note_signing};
 use crate::context::Context;
 use crate::error::{AboutExt, Failure, Result};
@@ -37,14 +37,14 @@ impl Waiting {
 }
 
 /// How an update goes on that a contract has to allow first.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Approving<'a> {
     /// It was only to be prepared.
     ByOthers,
     /// The server was told to watch the contract.
     ByServer,
     /// Whoever typed the command may sign, for what was typed.
-    Here(&'a Signing, Option<&'a Texts>),
+    Here(&'a Signing, Typed<'a>),
 }
 
 /// What a CVM is once another one like it was made.
@@ -71,7 +71,7 @@ impl Change<'_> {
     ) -> Result<()> {
         let ask = match outcome {
             PatchOutcome::Accepted(operation) => {
-                if approving == Approving::ByOthers {
+                if matches!(approving, Approving::ByOthers) {
                     cx.out.warning("no approval is needed here, so it is done at once");
                 }
                 return self.accepted(cx, &operation).await;
@@ -83,25 +83,16 @@ impl Change<'_> {
             let what =
                 format!("The contract {contract} has to allow the new compose hash 0x{}.", ask.compose_hash);
             if let Some(wallet) = signing.wallet(cx, &what)? {
-                match &ask.approval_id {
-                    Some(id) => {
-                        let shown = cx.client()?.approval(id).get().await?;
-                        is_of(&shown, &ask)?;
-                        before_signing(&shown, typed)?;
-                    }
-                    None => cx.out.warning(
-                        "this server does not show the text behind the compose hash: it is signed unread",
-                    ),
-                }
-                return self.signed(cx, &ask, &wallet, signing).await;
+                let network = signing.network(cx, &ask.kms_info)?;
+                before_signing(cx, self.cvm, &ask, &network, typed).await?;
+                return self.signed(cx, &ask, &wallet, network).await;
             }
         }
         self.needs_approval(cx, &ask, approving)
     }
 
     /// Registers what is needed, and runs the update.
-    async fn signed(&self, cx: &Context, ask: &Ask, wallet: &Wallet, signing: &Signing) -> Result<()> {
-        let network = signing.network(cx, &ask.kms_info)?;
+    async fn signed(&self, cx: &Context, ask: &Ask, wallet: &Wallet, network: Network) -> Result<()> {
         let (contract, hash) = (checksummed(ask.app_id), ask.compose_hash);
         note_signing(cx, wallet, &network, &format!("Registering 0x{hash} with {contract}"));
         let register = ask.register_with(wallet).network(network);
@@ -125,7 +116,7 @@ impl Change<'_> {
         const MESSAGE: &str = "the app's contract has to allow it first";
         cx.out.result(&ErrorBody::approval_needed(MESSAGE, ask), |_| needed_text(ask))?;
         let ways = self.ways(ask);
-        if approving == Approving::ByOthers || ask.auto_commit {
+        if matches!(approving, Approving::ByOthers) || ask.auto_commit {
             cx.out.note(&format!("\n{ways}"));
             return Ok(());
         }
@@ -189,11 +180,24 @@ impl Change<'_> {
             None => format!("{} {}", self.doing, self.cvm),
         };
         let ended = progress::follow(cx, operation, &title).await.about_cvm(self.cvm)?;
+        let new = if self.is_replica() { self.new_name(cx, operation, ended.as_ref()).await } else { None };
         match ended {
             Some(ended) => {
-                cx.out.result(&ended, |ended| self.sentence(ended))?;
+                cx.out.result(&ended, |ended| match &new {
+                    Some(new) => format!("{} is {}: {new} is up.", self.cvm, self.done),
+                    None => self.sentence(ended),
+                })?;
+                if let Some(new) = &new {
+                    cx.out.note(&format!(
+                        "`casemate cvms get {new}` shows it, `casemate cvms update {new}` changes it: updates of {} do not.",
+                        self.cvm
+                    ));
+                }
                 if let Some(text) = ended.revocation.as_ref().and_then(superseded) {
                     cx.out.note(&text);
+                }
+                if matches!(ended.kind.as_str(), "create" | "update") {
+                    note_addresses(cx, &ended).await;
                 }
                 Ok(())
             }
@@ -209,14 +213,37 @@ impl Change<'_> {
         }
     }
 
+    /// What the CVM is called that was made; nothing if no server says so.
+    async fn new_name(
+        &self,
+        cx: &Context,
+        operation: &Operation,
+        ended: Option<&wire::Operation>,
+    ) -> Option<String> {
+        match (operation.vm(), ended) {
+            (Some(vm), _) => Some(vm.name.to_string()),
+            (None, Some(ended)) => {
+                Some(cx.client().ok()?.cvm(&ended.cvm_id).get().await.ok()?.name.to_string())
+            }
+            (None, None) => None,
+        }
+    }
+
     /// It was accepted, and that is all that was wanted.
     fn under_way(&self, cx: &Context, operation: &Operation) -> Result<()> {
         if cx.out.is_json() {
             return operation.answer().map_or(Ok(()), |answer| cx.out.json(answer));
         }
+        let new = operation.vm().filter(|_| self.is_replica()).map(|vm| vm.name.to_string());
+        let what = match &new {
+            Some(new) => format!("{} {}, {new}", self.doing, self.cvm),
+            None => format!("{} {}", self.doing, self.cvm),
+        };
         cx.out.print(&match operation.id() {
-            Some(id) => format!("{} {}: follow it with `casemate ops watch {id}`", self.doing, self.cvm),
-            None => format!("{} {}: follow it with `casemate cvms watch {}`", self.doing, self.cvm, self.cvm),
+            Some(id) => format!("{what}: follow it with `casemate ops watch {id}`"),
+            None => {
+                format!("{what}: follow it with `casemate cvms watch {}`", new.as_deref().unwrap_or(self.cvm))
+            }
         })
     }
 
@@ -238,6 +265,19 @@ impl Change<'_> {
             }
             None => format!("{} is {}.", self.cvm, self.done),
         }
+    }
+}
+
+/// Where the CVM is reached now, for people. Whoever cannot be asked now is not asked again.
+async fn note_addresses(cx: &Context, ended: &wire::Operation) {
+    if cx.out.is_json() {
+        return;
+    }
+    let Ok(client) = cx.client() else { return };
+    if let Ok(cvm) = client.cvm(&ended.cvm_id).get().await
+        && let Some(addresses) = addresses(&cvm)
+    {
+        cx.out.note(&format!("It is reached at {addresses}"));
     }
 }
 

@@ -95,6 +95,7 @@ fn vm_lives_through_an_update() {
     assert_eq!(evidence.rtmr3, replayed(&evidence.events));
     let event = |name: &str| evidence.events.iter().find(|event| event.name == name).unwrap().payload.clone();
     assert_eq!(event("compose-hash"), first.compose_hash.to_string());
+    assert_eq!(event("compose-hash"), hex::encode(Sha256::digest(&evidence.app_compose)));
     assert_eq!(evidence.events.last().unwrap().name, "system-ready");
     assert_eq!(vm.ask(Ask::PowerOff), Reply::Done);
     println!("agent's power off: {} ms", vm.off().as_millis());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use casemate_chain::{NodeError, checksummed};
-use casemate_types::ids::{Address, TxHash};
+use casemate_types::ids::{Address, ComposeHash, TxHash};
 
 /// Why something did not happen on a chain, or is not known to have happened.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,16 @@ pub enum Error {
         owner: Address,
         /// The contract.
         contract: Address,
+    },
+    /// The server asks to allow something else than was given: a text, script or flag that nobody wrote. Nothing was signed.
+    #[error(
+        "the server asks to allow compose hash 0x{asked}, and what was given has 0x{given}: it made something else of it"
+    )]
+    OtherComposeHash {
+        /// That of what was given.
+        given: ComposeHash,
+        /// What the server asks to allow.
+        asked: ComposeHash,
     },
     /// There is no such contract on the chain.
     #[error("there is no {what} at {} on chain {chain_id}", checksummed(*address))]
@@ -135,6 +145,7 @@ impl Error {
             | Self::TooExpensive { .. }
             | Self::NotOwner { .. }
             | Self::NoContract { .. }
+            | Self::OtherComposeHash { .. }
             | Self::Reverted { .. }
             | Self::Replaced { .. }
             | Self::TimedOut { .. }
@@ -157,6 +168,7 @@ impl Error {
             | Self::TooExpensive { .. }
             | Self::NotOwner { .. }
             | Self::NoContract { .. }
+            | Self::OtherComposeHash { .. }
             | Self::Refused { .. }
             | Self::Node(_) => None,
         }

@@ -44,6 +44,7 @@ pub use casemate_chain::{Action, RpcUrl, checksummed, safe_batch};
 pub use changes::{AllowAnyDeviceChange, AppAuth, ComposeHashChange, DeviceChange, Devices, NewApp};
 pub use error::Error;
 pub use network::{AllowedDevices, Network, Prerequisites};
+pub(crate) use register::seen;
 pub use register::{Register, Registered};
 pub use transact::Transact;
 pub use wallet::Wallet;

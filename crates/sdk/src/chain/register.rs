@@ -143,7 +143,7 @@ impl Network {
 }
 
 /// Tells a server of a registration until it sees it: its node may be behind ours.
-async fn seen<T, F: Future<Output = Result<T>>>(tell: impl Fn() -> F) -> Result<T> {
+pub(crate) async fn seen<T, F: Future<Output = Result<T>>>(tell: impl Fn() -> F) -> Result<T> {
     let mut attempt = 1;
     loop {
         match tell().await {

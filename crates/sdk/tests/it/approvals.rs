@@ -143,14 +143,14 @@ async fn what_waits_is_listed_page_by_page() {
     let page =
         |id, next: Option<&str>| Reply::json(200, json!({ "items": [waiting(id)], "next_cursor": next }));
     let server = Server::casemate([page("a", Some("c1")), page("b", None)]).await;
-    let list = server.client().approvals().cvm("web-1").state("open").limit(1);
+    let list = server.client().approvals().cvm("web-1").state("open").state("needs_attention").limit(1);
     let all: Vec<_> = list.stream().try_collect().await.unwrap();
     assert_eq!(all.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(
         server.lines(),
         [
-            "GET /approvals?cvm=web-1&state=open&limit=1",
-            "GET /approvals?cvm=web-1&state=open&limit=1&cursor=c1"
+            "GET /approvals?cvm=web-1&state=open&state=needs_attention&limit=1",
+            "GET /approvals?cvm=web-1&state=open&state=needs_attention&limit=1&cursor=c1"
         ]
     );
 }

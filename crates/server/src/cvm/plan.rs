@@ -1,6 +1,6 @@
 //! What a request means for a CVM. Pure: a rule is one short test.
 
-use casemate_types::compose::{ComposeDoc, Flag};
+use casemate_types::compose::{ComposeDoc, Service};
 use casemate_types::error::{FieldError, codes};
 use casemate_types::ids::AppId;
 use casemate_types::patch::{AttachMode, CvmPatch, GpuPatch, Sparse};
@@ -51,18 +51,8 @@ impl Wish {
             || self.content_of.is_some()
             || texts.contains(&true)
             || allowed_envs.get().is_some()
-            || flags(&self.patch).iter().any(|(_, wanted)| wanted.get().is_some())
+            || self.patch.flags().iter().any(|(_, wanted)| wanted.get().is_some())
     }
-}
-
-fn flags(patch: &CvmPatch) -> [(Flag, &Sparse<bool>); 5] {
-    [
-        (Flag::PublicLogs, &patch.public_logs),
-        (Flag::PublicSysinfo, &patch.public_sysinfo),
-        (Flag::PublicTcbinfo, &patch.public_tcbinfo),
-        (Flag::GatewayEnabled, &patch.gateway_enabled),
-        (Flag::SecureTime, &patch.secure_time),
-    ]
 }
 
 /// What a node and the operator allow.
@@ -78,6 +68,8 @@ pub struct Rules<'a> {
     pub gpu_product: Option<&'a str>,
     /// Sizes that have a name.
     pub instance_types: &'a [InstanceType],
+    /// [`NodeFacts::own_guests`](crate::driver::NodeFacts::own_guests)
+    pub own_guests: bool,
     /// Does the CVM's key service belong to a contract, so that a new compose hash needs an approval?
     pub contract_owned: bool,
 }
@@ -225,7 +217,7 @@ pub fn plan_update(current: &Current<'_>, wish: &Wish, rules: &Rules<'_>) -> Res
         true => Approval::Needed,
         false => Approval::NotNeeded,
     };
-    let warnings = if hash_changes { warnings(&spec) } else { Vec::new() };
+    let warnings = if hash_changes { warnings(&spec, rules.contract_owned) } else { Vec::new() };
     let content_of = wish.content_of.as_ref().map(|(number, _)| *number);
     Ok(Plan::Steps(Box::new(Steps { spec, content_of, diff, approval, options, warnings })))
 }
@@ -303,7 +295,7 @@ fn next_spec(current: &Spec, wish: &Wish, rules: &Rules<'_>) -> Result<Spec> {
         }
         spec.user_config = (!text.is_empty()).then(|| Long::new(text.as_str()));
     }
-    if let Some(document) = document(&spec.compose, wish)? {
+    if let Some(document) = document(&spec.compose, wish, rules)? {
         spec.compose = Compose::new(&document);
     }
     Ok(spec)
@@ -397,31 +389,16 @@ fn image_fits(spec: &Spec, rules: &Rules<'_>) -> Result<()> {
 }
 
 /// The compose document that `wish` leads to, checked; none if it does not touch it.
-fn document(current: &Compose, wish: &Wish) -> Result<Option<ComposeDoc>> {
+fn document(current: &Compose, wish: &Wish, rules: &Rules<'_>) -> Result<Option<ComposeDoc>> {
     if !wish.touches_document() {
         return Ok(None);
     }
-    let patch = &wish.patch;
-    let mut document = wish.document.clone().unwrap_or_else(|| current.parsed());
-    if let Some(yaml) = patch.docker_compose_file.get() {
-        document.set_docker_compose_file(yaml);
-    }
-    if let Some(script) = patch.pre_launch_script.get() {
-        document.set_pre_launch_script(script);
-    }
-    if let Some(keys) = patch.allowed_envs.get() {
-        document.set_allowed_envs(keys.iter().map(String::as_str));
-    }
-    for (flag, wanted) in flags(patch) {
-        // A flag that has this value by default is left out: the hash stays what it is.
-        if let Some(value) = wanted.get().copied().filter(|value| document.flag(flag) != *value) {
-            document.set_flag(flag, value);
-        }
-    }
+    let document = wish.patch.document(wish.document.clone().unwrap_or_else(|| current.parsed()));
     if wish.document.is_none() && document.to_json() == *current.document {
         return Ok(None);
     }
-    document.check().map_err(|error| match error.code {
+    let checked = if rules.own_guests { document.runnable().map(drop) } else { document.check() };
+    checked.map_err(|error| match error.code {
         Some(code) => Error::Rejected { code: Some(code), field: Some(error.field), message: error.message },
         None => Error::invalid(&error.field, error.message),
     })?;
@@ -494,18 +471,26 @@ fn record_diff(cvm: &Cvm, records: &Records) -> Vec<Change> {
         .collect()
 }
 
-/// Where the text that is hashed and run differs from what was sent.
-pub fn warnings(spec: &Spec) -> Vec<String> {
-    let altered = spec.compose.parsed().normalise().altered;
-    altered
-        .into_iter()
-        .map(|altered| {
-            format!(
-                "{} line {}: the space after `\":` is removed from the text that is hashed and run",
-                altered.field, altered.line
-            )
-        })
-        .collect()
+/// Where the text that is hashed and run differs from what was sent; and, where a contract allows by hash, which images the
+/// hash does not settle.
+pub fn warnings(spec: &Spec, contract_owned: bool) -> Vec<String> {
+    let document = spec.compose.parsed();
+    let services = if contract_owned { document.services() } else { Vec::new() };
+    let tag = |service: Service| {
+        let image = service.image.filter(|image| !image.contains("@sha256:"))?;
+        Some(format!(
+            "service `{}`: the compose hash covers only the name `{image}`, which may mean another image tomorrow; pin a \
+             digest: `{image}@sha256:…`",
+            service.name
+        ))
+    };
+    let altered = document.normalise().altered.into_iter().map(|altered| {
+        format!(
+            "{} line {}: the space after `\":` is removed from the text that is hashed and run",
+            altered.field, altered.line
+        )
+    });
+    altered.chain(services.into_iter().filter_map(tag)).collect()
 }
 
 #[cfg(test)]
@@ -530,6 +515,34 @@ mod tests {
         vec![image("prod", false, false), image("dev", true, false), image("gpu", false, true)]
     }
 
+    #[test]
+    fn where_a_contract_allows_by_hash_a_tag_is_warned_of() {
+        let images = images();
+        let yaml = format!(
+            "services:\n  web:\n    image: nginx:1\n  db:\n    image: db@sha256:{}\n",
+            "a".repeat(64)
+        );
+        let wish = Wish {
+            patch: CvmPatch { docker_compose_file: Sparse::Value(yaml), ..CvmPatch::default() },
+            ..Wish::default()
+        };
+        let (cvm, spec) = running();
+        let current = Current { cvm: &cvm, spec: &spec };
+        let warnings = |contract_owned| {
+            let rules = Rules { contract_owned, ..rules(&images) };
+            match plan_update(&current, &wish, &rules).unwrap() {
+                Plan::Steps(steps) => steps.warnings,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(warnings(false).is_empty());
+        let warned = warnings(true);
+        assert!(
+            warned.len() == 1 && warned[0].contains("`web`") && warned[0].contains("nginx:1@sha256:"),
+            "{warned:?}"
+        );
+    }
+
     fn rules(images: &[Image]) -> Rules<'_> {
         Rules {
             limits: Limits::default(),
@@ -537,6 +550,7 @@ mod tests {
             node_gpus: 2,
             gpu_product: Some("H200"),
             instance_types: INSTANCE_TYPES,
+            own_guests: false,
             contract_owned: false,
         }
     }
@@ -625,6 +639,17 @@ mod tests {
         let Plan::Steps(steps) = plan else { panic!("{plan:?}") };
         assert_eq!(steps.approval, Approval::NotNeeded);
         assert_eq!(fields(&steps), ["memory"]);
+    }
+
+    #[test]
+    fn what_guests_of_our_own_cannot_do_is_refused_by_name() {
+        let asked =
+            json!({ "docker_compose_file": "services:\n  web:\n    image: web:1\n    privileged: true\n" });
+        assert!(planned(asked.clone()).is_ok());
+        let error = planned_with(asked, |rules| rules.own_guests = true).unwrap_err();
+        let Error::Rejected { field, message, .. } = error else { panic!("{error:?}") };
+        assert_eq!(field.as_deref(), Some("docker_compose_file"));
+        assert!(message.contains("service `web`: `privileged` is not supported"), "{message}");
     }
 
     #[test]

@@ -32,8 +32,7 @@ pub(in crate::driver) fn read(text: &str) -> Inside {
 pub(in crate::driver) fn containers(text: &str) -> Vec<Container> {
     let services = ComposeDoc::parse(text).map(|document| document.services()).unwrap_or_default();
     // An image that is built on the machine gets the name of its service.
-    let container =
-        |Service { name, image }| Container { image: image.unwrap_or_else(|| name.clone()), service: name };
+    let container = |Service { name, image }| Container::running(name.clone(), image.unwrap_or(name));
     services.into_iter().map(container).collect()
 }
 

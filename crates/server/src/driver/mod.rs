@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use casemate_types::env::EnvVar;
+use casemate_types::guest::{Evidence, ImageRef};
 use casemate_types::ids::{AppId, ComposeHash, InstanceId, VmUuid};
 use casemate_types::wire::Sysinfo;
 use jiff::Timestamp;
@@ -91,6 +92,8 @@ pub struct Abilities {
     pub new_instance_id: bool,
     /// The node itself refuses calls of an older generation.
     pub fence: bool,
+    /// Ports that machines publish are reached on the node's own loopback address, and the node says where.
+    pub ports: bool,
 }
 
 /// Why a call did not do what it was asked. Three kinds, since three things can be done about it, and `Stale`, which ends
@@ -170,6 +173,12 @@ pub trait Driver: Send + Sync {
     /// does not tell.
     async fn sysinfo(&self, machine: VmUuid) -> Result<Option<Sysinfo>>;
 
+    /// What a machine measured of itself: the machine is asked. Nothing while its guest is not up, or if machines of this kind
+    /// of node measure nothing.
+    async fn evidence(&self, _machine: VmUuid) -> Result<Option<Evidence>> {
+        Ok(None)
+    }
+
     /// Lines of one log of a machine, oldest first.
     async fn logs(&self, machine: VmUuid, channel: &LogChannel) -> Result<Vec<LogLine>>;
 }
@@ -222,6 +231,9 @@ pub struct Observed {
     /// Where the ports that it publishes are reached on its host; none where the node does not know.
     #[serde(default)]
     pub ports: Vec<Port>,
+    /// What the images of its services were resolved to, once for all boots of this spec; none where the node does not know.
+    #[serde(default)]
+    pub images: Vec<ImageRef>,
 }
 
 /// A TCP port of a machine and where it is reached.
@@ -300,6 +312,28 @@ pub struct Container {
     pub service: String,
     /// Image reference.
     pub image: String,
+    /// What the image was resolved to, `sha256:…`, where the guest tells.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// Is its process there?
+    pub running: bool,
+    /// How its process ended the last time.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// How often it was started again.
+    #[serde(default)]
+    pub restarts: u32,
+    /// When its process was last started, where the guest tells.
+    #[serde(default)]
+    pub started_at: Option<Timestamp>,
+}
+
+impl Container {
+    /// One that runs since the machine is up, and of which nothing else is known.
+    pub fn running(service: impl Into<String>, image: impl Into<String>) -> Self {
+        let (service, image) = (service.into(), image.into());
+        Self { service, image, digest: None, running: true, exit_code: None, restarts: 0, started_at: None }
+    }
 }
 
 /// Which log of a machine.
@@ -343,6 +377,10 @@ pub struct NodeFacts {
     pub gpu_product: Option<String>,
     /// OS images on the node.
     pub images: Vec<Image>,
+    /// Its machines run the services of the compose file by a program of ours, which takes what
+    /// [`ComposeDoc::runnable`](casemate_types::compose::ComposeDoc::runnable) takes and nothing else.
+    #[serde(default)]
+    pub own_guests: bool,
 }
 
 /// An OS image on a node.

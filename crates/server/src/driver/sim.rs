@@ -53,7 +53,7 @@ pub use self::config::SimConfig;
 pub use self::node::{Change, Effect};
 
 /// What a simulated node can do.
-pub const ABILITIES: Abilities = Abilities { new_instance_id: true, fence: true };
+pub const ABILITIES: Abilities = Abilities { new_instance_id: true, fence: true, ports: false };
 /// A machine that takes longer than this to come up does not boot.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 /// How often a booting machine is worth a look.

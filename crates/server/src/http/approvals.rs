@@ -109,7 +109,8 @@ fn find(app: &App, caller: &Caller, named: &str) -> Result<Approval> {
 #[utoipa::path(get, path = "/approvals", tag = "approvals",
     params(
         ("cvm" = Option<String>, Query, description = "Only of this CVM: its id, UUID, app id, instance id or name."),
-        ("state" = Option<wire::ApprovalState>, Query, description = "Only in this state."),
+        ("state" = Option<wire::ApprovalState>, Query,
+            description = "Only in this state; given more than once, in any of these."),
         ("limit" = Option<u64>, Query, description = "At most so many; 50 unless given.", minimum = 1, maximum = 500),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
     ),
@@ -119,18 +120,15 @@ pub async fn approval_list(State(app): State<App>, caller: Caller, params: Param
         |name: &str, message: String| Error::Invalid(vec![FieldError::query(name, "value_error", message)]);
     let limit = usize::try_from(params.number("limit", 1, 500)?.unwrap_or(50)).expect("bounded above");
     let cvm = params.get("cvm").map(|named| TheCvm::find(&app, &caller.actor, named)).transpose()?;
-    let state = match params.get("state") {
-        None => None,
-        Some(text) => {
-            let known = ApprovalState::WORDS.into_iter().find(|word| *word == text);
-            let message = format!("should be one of {}", ApprovalState::WORDS.join(", "));
-            Some(known.ok_or_else(|| wrong("state", message))?)
-        }
+    let state = |text: &str| {
+        let known = ApprovalState::WORDS.into_iter().find(|word| *word == text);
+        known.ok_or_else(|| wrong("state", format!("should be one of {}", ApprovalState::WORDS.join(", "))))
     };
+    let states = params.all("state").into_iter().map(state).collect::<Result<_>>()?;
     let before = params.get("cursor").map(str::parse).transpose();
     let before = before.map_err(|_| wrong("cursor", "should be `next_cursor` of an earlier page".into()))?;
-    let filter = ApprovalFilter { cvm_id: cvm.map(|found| found.cvm.id), state, before, limit: limit + 1 };
-    let mut found = app.store.approvals(caller.actor.workspace_id, &filter)?;
+    let filter = ApprovalFilter { cvm_id: cvm.map(|found| found.cvm.id), states, before, limit: limit + 1 };
+    let mut found = app.store.approvals(caller.actor.workspace_id, &filter, app.clock.now())?;
     let more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| more).map(|approval| approval.id.to_string());
@@ -169,9 +167,9 @@ pub async fn approval_commit(
         Some(caller) => (caller.author()?, Named::Id),
         None => (approval::token_author(approval, reader.request_id), Named::Token),
     };
-    commit_token::still_good(&app, approval, named)?;
     let receipt = reader.key.map(|key| Receipt::new(key, |done: &Committed| Ok(accepted(done))));
-    let done = approval::commit_as_asked(&app, approval, asked.transaction_hash, author, receipt).await?;
+    let done =
+        approval::commit_as_asked(&app, approval, named, asked.transaction_hash, author, receipt).await?;
     Ok(accepted(&done))
 }
 

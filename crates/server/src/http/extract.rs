@@ -257,7 +257,7 @@ fn unescape(text: &str) -> String {
 }
 
 /// Query parameters that may be given several times, each with a value of its own.
-const LISTS: [&str; 2] = ["instance_types", "status"];
+const LISTS: [&str; 3] = ["instance_types", "state", "status"];
 
 /// A parameter that says two things: whichever were taken, somebody meant the other.
 fn repeated(name: &str) -> Error {

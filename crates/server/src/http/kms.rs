@@ -231,21 +231,18 @@ fn on_chain_device(facts: &crate::driver::NodeFacts) -> wire::KmsOnChainDevice {
 
 async fn on_chain_images(app: &App, slug: &str) -> Vec<wire::KmsOnChainImage> {
     let contract = onchain::contract(app, slug).ok().flatten();
-    let mut images = Vec::new();
-    let mut answers = contract.is_some();
-    for image in super::images::all(app) {
-        let asked = match (&contract, &image.os_image_hash) {
-            // One that does not answer is not asked again for every image.
-            (Some(contract), Some(hash)) if answers => contract.image_hash_allowed(hash).await.ok(),
+    let images = super::images::all(app).into_iter().map(async |image| {
+        let allowed = match (&contract, &image.os_image_hash) {
+            (Some(contract), Some(hash)) => contract.image_hash_allowed(hash).await.ok(),
             (_, _) => None,
         };
-        answers &= asked.is_some() || image.os_image_hash.is_none();
-        images.push(wire::KmsOnChainImage {
+        wire::KmsOnChainImage {
             name: image.name,
             version: image.version,
             os_image_hash: image.os_image_hash,
-            on_chain_allowed: asked,
-        });
-    }
-    images
+            on_chain_allowed: allowed,
+        }
+    });
+    // All at once: a chain that does not answer is waited for only once.
+    join_all(images).await
 }

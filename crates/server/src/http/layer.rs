@@ -1,5 +1,7 @@
 //! What happens to every request before and after its handler.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Uri};
@@ -15,14 +17,17 @@ use crate::app::App;
 pub const CASEMATE: HeaderName = HeaderName::from_static("x-casemate");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Names the request, logs it, and signs the answer.
+/// How long all that a request asks of chains and key services may take together. Clients wait 30 s.
+pub const DEADLINE: Duration = Duration::from_secs(25);
+
+/// Names the request, gives it a deadline, logs it, and signs the answer.
 pub async fn around(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = format!("req_{}", app.clock.random_text(16));
     request.extensions_mut().insert(RequestId(id.clone()));
     let begun = app.clock.now();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let origin = request.extensions().get::<Origin>().copied();
-    let mut response = next.run(request).await;
+    let mut response = app.clock.with_deadline(DEADLINE, next.run(request)).await;
     let took_ms = app.clock.now().as_millisecond() - begun.as_millisecond();
     let (status, path) = (response.status().as_u16(), uri.path());
     let client = origin.map(|origin| tracing::field::display(origin.address));

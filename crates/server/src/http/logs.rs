@@ -151,7 +151,7 @@ impl Options {
             time.map(Some).ok_or_else(|| {
                 wrong(
                     name,
-                    "should be a time such as 2026-01-31T12:00:00Z, or how long ago: 90s, 42m, 3h, 2d",
+                    "should be a time such as 2026-01-31T12:00:00Z, Unix seconds, or how long ago: 90s, 42m, 3h, 2d",
                 )
             })
         };
@@ -189,10 +189,13 @@ impl Options {
     }
 }
 
-/// A time, or how long ago: a number and one of `s`, `m`, `h`, `d`.
+/// A time, Unix seconds, or how long ago: a number and one of `s`, `m`, `h`, `d`.
 fn moment(text: &str, now: Timestamp) -> Option<Timestamp> {
     if let Ok(time) = text.parse() {
         return Some(time);
+    }
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Timestamp::from_second(text.parse().ok()?).ok();
     }
     let unit = text.chars().next_back()?;
     let seconds: u64 = match unit {
@@ -354,6 +357,7 @@ mod tests {
         assert_eq!(moment("42m", at(0)), Some(at(-42 * 60)));
         assert_eq!(moment("2d", at(0)), Some(at(-172_800)));
         assert_eq!(moment("1970-01-12T13:46:40Z", at(7)), Some(at(0)));
+        assert_eq!(moment("1000000", at(7)), Some(at(0)));
         for wrong in ["", "m", "-5m", "5x", "99999999999999999d", "é"] {
             assert_eq!(moment(wrong, at(0)), None, "{wrong}");
         }

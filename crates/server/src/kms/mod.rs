@@ -1,6 +1,7 @@
 //! Key services: which there are, where their keys lie, and what callers are told of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use casemate_kms::RootKeys;
 use casemate_types::ids::AppId;
@@ -103,6 +104,13 @@ fn chain_description(app: &App, chain_id: u64) -> Option<Value> {
     }))
 }
 
+/// How long a `dstack-kms` may take, all exchanges together. All questions of one request have a deadline beside it.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn late(kms: &Dstack) -> String {
+    format!("the key service at {} took too long to answer", kms.url())
+}
+
 /// Where the keys of a key service lie.
 #[derive(Clone, Copy, Debug)]
 pub enum Keys<'a> {
@@ -155,7 +163,10 @@ impl Keys<'_> {
     pub async fn problem(&self, app: &App) -> Option<String> {
         match self {
             Self::Embedded(_) => None,
-            Self::Dstack(kms) => kms.look(&app.clock).await.err(),
+            Self::Dstack(kms) => match app.clock.in_time(DEADLINE, kms.look(&app.clock)).await {
+                Some(found) => found.err(),
+                None => Some(late(kms)),
+            },
         }
     }
 }
@@ -172,9 +183,10 @@ pub async fn env_key(app: &App, slug: &str, app_id: &AppId) -> Result<EnvKey> {
             Ok(EnvKey { public_key, signature: root.sign_env_public_key(app_id, &public_key, None) })
         }
         Keys::Dstack(kms) => {
-            let asked = kms.key(&app.clock, &app.store, app_id).await;
-            let key =
-                asked.map_err(|why| Error::Unavailable { service: "the key service", source: why.into() })?;
+            let asked = app.clock.in_time(DEADLINE, kms.key(&app.clock, &app.store, app_id)).await;
+            let key = asked
+                .unwrap_or_else(|| Err(late(kms)))
+                .map_err(|why| Error::Unavailable { service: "the key service", source: why.into() })?;
             keep(app, slug, app_id, key).await;
             Ok(key)
         }

@@ -3,6 +3,7 @@
 use casemate_types::ids::{AppId, ComposeHash, CvmUid};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, params};
+use serde_json::json;
 
 use super::rows::{self, time};
 use super::{Result, Store};
@@ -59,13 +60,16 @@ impl Store {
         .await
     }
 
-    /// Logs that somebody began to read and that have more: the app's number, its id, its key service.
-    pub fn app_logs_unfinished(&self) -> Result<Vec<(i64, AppId, String)>> {
+    /// Logs that somebody began to read and that have more, of apps of these key services: the app's number, its id, its key
+    /// service.
+    pub fn app_logs_unfinished(&self, kms: &[&str]) -> Result<Vec<(i64, AppId, String)>> {
         self.read(|connection| {
-            let sql =
-                "SELECT a.id, a.app_id, a.kms FROM app_log l JOIN app a ON a.id = l.app WHERE NOT l.complete";
+            let sql = "SELECT a.id, a.app_id, a.kms FROM app_log l JOIN app a ON a.id = l.app
+              WHERE NOT l.complete AND a.kms IN (SELECT value FROM json_each(?))";
             let mut statement = connection.prepare_cached(sql)?;
-            let found = statement.query_map([], |row| Ok((row.get(0)?, AppId(row.get(1)?), row.get(2)?)))?;
+            let found = statement.query_map([json!(kms).to_string()], |row| {
+                Ok((row.get(0)?, AppId(row.get(1)?), row.get(2)?))
+            })?;
             Ok(found.collect::<rusqlite::Result<_>>()?)
         })
     }

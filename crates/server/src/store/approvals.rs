@@ -3,6 +3,7 @@
 use casemate_types::ids::{AppId, ComposeHash, CvmUid, OperationId};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::answers::Receipt;
@@ -75,8 +76,8 @@ pub enum ApprovalState {
     Open,
     /// This operation carried it out.
     Committed(OperationId),
-    /// A newer one took its place.
-    Superseded,
+    /// A newer one, this, took its place.
+    Superseded(Uuid),
     /// Its time was over.
     Expired,
     /// Somebody called it off, or its CVM was deleted.
@@ -84,20 +85,37 @@ pub enum ApprovalState {
 }
 
 impl ApprovalState {
-    /// The words for all of them.
-    pub const WORDS: [&str; 5] = ["open", "committed", "superseded", "expired", "cancelled"];
+    /// The words for all of them, as they are shown and asked for.
+    pub const WORDS: [&str; 6] =
+        ["open", "needs_attention", "committed", "superseded", "expired", "cancelled"];
 
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Open => "open",
             Self::Committed(_) => "committed",
-            Self::Superseded => "superseded",
+            Self::Superseded(_) => "superseded",
             Self::Expired => "expired",
             Self::Cancelled => "cancelled",
         }
     }
 }
+
+impl Approval {
+    /// The word for where it stands, as it is shown: one that waits for somebody to look at it, or whose time is over although
+    /// nobody has swept it, has a word of its own.
+    pub fn state_at(&self, now: Timestamp) -> &'static str {
+        match self.state {
+            ApprovalState::Open if self.expires_at <= now => "expired",
+            ApprovalState::Open if self.attention.is_some() => "needs_attention",
+            state => state.as_str(),
+        }
+    }
+}
+
+/// The same in SQL, where `?1` is the time.
+const STATE_AT: &str = "CASE WHEN a.state <> 'open' THEN a.state WHEN a.expires_at <= ?1 THEN 'expired'
+  WHEN a.attention IS NOT NULL THEN 'needs_attention' ELSE 'open' END";
 
 /// An approval to be stored.
 #[derive(Clone, Debug)]
@@ -131,8 +149,8 @@ pub struct NewApproval {
 pub struct ApprovalFilter {
     /// Only of this CVM.
     pub cvm_id: Option<i64>,
-    /// Only in this state: one of [`ApprovalState::WORDS`].
-    pub state: Option<&'static str>,
+    /// Only in one of these states, of [`ApprovalState::WORDS`]; in any if there is none.
+    pub states: Vec<&'static str>,
     /// Only older than this one.
     pub before: Option<Uuid>,
     /// At most so many.
@@ -144,6 +162,8 @@ pub struct ApprovalFilter {
 pub struct Closing {
     /// The approval.
     pub id: Uuid,
+    /// The approval itself, if it is not kept yet: it is opened and closed in one.
+    pub opens: Option<NewApproval>,
     /// What the chain said, as JSON.
     pub evidence: String,
     /// The key in whose name the server does it by itself.
@@ -154,14 +174,23 @@ pub struct Closing {
 
 impl Closing {
     /// By this author: who sends no request is the server itself.
-    pub fn of(approval: &Approval, author: &Author, evidence: String, at: Timestamp) -> Self {
+    pub fn of(
+        id: Uuid,
+        opens: Option<NewApproval>,
+        author: &Author,
+        evidence: String,
+        at: Timestamp,
+    ) -> Self {
         let auto_key = author.key_id.filter(|_| author.request_id.is_none());
-        Self { id: approval.id, evidence, auto_key, at }
+        Self { id, opens, evidence, auto_key, at }
     }
 
     /// `ApprovalClosed` if it cannot be committed any more: also where auto-commit was switched off meanwhile, or the key in whose
     /// name it is was revoked.
     pub(super) fn close(&self, tx: &Connection, op: OperationId) -> Result<()> {
+        if let Some(new) = &self.opens {
+            open(tx, new)?;
+        }
         let sql =
             "UPDATE approval SET state = 'committed', op = ?, evidence = ? WHERE id = ? AND state = 'open'
           AND expires_at > ?4 AND (?5 IS NULL OR auto_key = ?5 AND attention IS NULL
@@ -188,45 +217,37 @@ pub enum Auto {
 }
 
 impl Store {
-    /// Keeps an approval. One of an update takes the place of the earlier open one of its CVM with the same hash and, as it has
-    /// or has not, with or without a token.
-    pub async fn approval_open(&self, new: NewApproval, receipt: Option<Receipt<()>>) -> Result<()> {
-        self.change_and_keep(receipt, move |tx| {
-            if new.purpose == Purpose::Update {
-                tx.prepare_cached(
-                    "UPDATE approval SET state = 'superseded' WHERE cvm_id = ? AND compose_hash = ? AND state = 'open'
-                     AND purpose = 'update' AND (token_hash IS NULL) = ?",
-                )?
-                .execute(params![new.cvm_id, new.compose_hash.0, new.token_hash.is_none()])?;
-            }
-            tx.prepare_cached(
-                "INSERT INTO approval (id, cvm_id, purpose, compose_hash, patch, base_revision, state, token_hash, user_id,
-                   auto_user, auto_key, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?)",
-            )?
-            .execute(params![
-                new.id,
-                new.cvm_id,
-                new.purpose.as_str(),
-                new.compose_hash.0,
-                new.content,
-                new.base_revision,
-                new.token_hash,
-                new.author.user_id,
-                new.auto.map(|by| by.user_id),
-                new.auto.map(|by| by.key_id),
-                millis(new.at),
-                millis(new.expires_at),
-            ])?;
-            let event = NewEvent {
-                cvm_id: Some(new.cvm_id),
-                author: Some(&new.author),
-                before_rev: Some(new.base_revision),
-                note: Some(new.compose_hash.to_string()),
-                ..NewEvent::of_workspace("approval.opened", 0, new.at)
-            };
-            Ok(((), events::append_for(tx, new.cvm_id, event)?))
+    /// Keeps an approval, and says in whose name it is committed by itself. One of an update takes the place of the earlier open
+    /// one of its CVM with the same hash and, as it has or has not, with or without a token. If the same person asks, auto-commit
+    /// goes on as it was; else it ends with the earlier one, and an event says so.
+    pub async fn approval_open(
+        &self,
+        new: NewApproval,
+        receipt: Option<Receipt<Option<AutoBy>>>,
+    ) -> Result<Option<AutoBy>> {
+        self.change_and_keep(receipt, move |tx| open(tx, &new)).await
+    }
+
+    /// The newest approval of an update of this CVM to this hash that none took the place of, whatever became of it.
+    pub fn approval_last(&self, cvm_id: i64, hash: ComposeHash) -> Result<Option<Approval>> {
+        self.read(|connection| {
+            let sql = format!(
+                "{APPROVAL} WHERE a.cvm_id = ? AND a.compose_hash = ? AND a.purpose = 'update' AND a.state <> 'superseded'
+                 ORDER BY a.id DESC LIMIT 1"
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut found = statement.query(params![cvm_id, hash.0])?;
+            found.next()?.map(approval).transpose()
         })
-        .await
+    }
+
+    /// The approval that this one took the place of, if it did.
+    pub fn approval_before(&self, of: &Approval) -> Result<Option<Uuid>> {
+        self.read(|connection| {
+            let sql = "SELECT id FROM approval WHERE cvm_id = ? AND compose_hash = ? AND superseded_by = ?";
+            let asked = params![of.cvm_id, of.compose_hash.0, of.id];
+            Ok(connection.prepare_cached(sql)?.query_row(asked, |row| row.get(0)).optional()?)
+        })
     }
 
     /// The newest open approval of an update of this CVM to this hash; the newest committed one if none is open.
@@ -258,28 +279,41 @@ impl Store {
     }
 
     /// Approvals of a workspace, newest first. Those of CVMs that are gone are left out.
-    pub fn approvals(&self, workspace_id: i64, filter: &ApprovalFilter) -> Result<Vec<Approval>> {
+    pub fn approvals(
+        &self,
+        workspace_id: i64,
+        filter: &ApprovalFilter,
+        now: Timestamp,
+    ) -> Result<Vec<Approval>> {
         self.read(|connection| {
             let sql = format!(
-                "{APPROVAL} WHERE c.workspace_id = ?1 AND c.deleted_at IS NULL AND (?2 IS NULL OR a.cvm_id = ?2)
-                 AND (?3 IS NULL OR a.state = ?3) AND a.id < ?4 ORDER BY a.id DESC LIMIT ?5"
+                "{APPROVAL} WHERE c.workspace_id = ?2 AND c.deleted_at IS NULL AND (?3 IS NULL OR a.cvm_id = ?3)
+                 AND (?4 = '[]' OR {STATE_AT} IN (SELECT value FROM json_each(?4))) AND a.id < ?5
+                 ORDER BY a.id DESC LIMIT ?6"
             );
             let mut statement = connection.prepare_cached(&sql)?;
-            let before = filter.before.unwrap_or(Uuid::max());
-            let asked = params![workspace_id, filter.cvm_id, filter.state, before, filter.limit];
+            let (before, states) = (filter.before.unwrap_or(Uuid::max()), json!(filter.states).to_string());
+            let asked = params![millis(now), workspace_id, filter.cvm_id, states, before, filter.limit];
             all(&mut statement.query(asked)?)
         })
     }
 
-    /// Open approvals that the server is to commit by itself, oldest first, after the one named, at most `limit`.
-    pub fn approvals_to_commit(&self, after: Uuid, now: Timestamp, limit: usize) -> Result<Vec<Approval>> {
+    /// Open approvals that the server is to commit by itself and about which these key services have a say, oldest first, after
+    /// the one named, at most `limit`.
+    pub fn approvals_to_commit(
+        &self,
+        kms: &[&str],
+        after: Uuid,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Approval>> {
         self.read(|connection| {
             let sql = format!(
                 "{APPROVAL} WHERE a.state = 'open' AND a.auto_key IS NOT NULL AND a.attention IS NULL AND a.id > ?
-                 AND a.expires_at > ? ORDER BY a.id LIMIT ?"
+                 AND a.expires_at > ? AND p.kms IN (SELECT value FROM json_each(?)) ORDER BY a.id LIMIT ?"
             );
             let mut statement = connection.prepare_cached(&sql)?;
-            all(&mut statement.query(params![after, millis(now), limit])?)
+            all(&mut statement.query(params![after, millis(now), json!(kms).to_string(), limit])?)
         })
     }
 
@@ -377,6 +411,59 @@ impl Store {
     }
 }
 
+/// Keeps an approval, in the place of what it supersedes. Gives who is to commit it, if the server is.
+fn open(tx: &Connection, new: &NewApproval) -> Result<(Option<AutoBy>, i64)> {
+    let (hash, mut auto) = (new.compose_hash, new.auto);
+    if new.purpose == Purpose::Update {
+        let mut superseded = tx.prepare_cached(
+            "UPDATE approval SET state = 'superseded', superseded_by = ?1 WHERE cvm_id = ?2 AND compose_hash = ?3
+             AND state = 'open' AND expires_at > ?4 AND purpose = 'update' AND (token_hash IS NULL) = ?5
+             RETURNING id, auto_user, auto_key",
+        )?;
+        let asked = params![new.id, new.cvm_id, hash.0, millis(new.at), new.token_hash.is_none()];
+        let found = superseded.query_map(asked, |row| Ok((row.get(0)?, auto_by(row, 1)?)))?;
+        let found: Vec<(Uuid, Option<AutoBy>)> = found.collect::<rusqlite::Result<_>>()?;
+        for (old, by) in found {
+            let told = format!("{hash}: {old} by {}", new.id);
+            note(tx, new.cvm_id, "approval.superseded", Some(&new.author), told, new.at)?;
+            match by {
+                Some(by) if by.user_id == new.author.user_id => auto = auto.or(Some(by)),
+                Some(_) if auto.is_none() => {
+                    let told = format!("{hash}: somebody else asked again without it");
+                    note(tx, new.cvm_id, "approval.auto_commit_off", Some(&new.author), told, new.at)?;
+                }
+                Some(_) | None => {}
+            }
+        }
+    }
+    tx.prepare_cached(
+        "INSERT INTO approval (id, cvm_id, purpose, compose_hash, patch, base_revision, state, token_hash, user_id,
+           auto_user, auto_key, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?)",
+    )?
+    .execute(params![
+        new.id,
+        new.cvm_id,
+        new.purpose.as_str(),
+        hash.0,
+        new.content,
+        new.base_revision,
+        new.token_hash,
+        new.author.user_id,
+        auto.map(|by| by.user_id),
+        auto.map(|by| by.key_id),
+        millis(new.at),
+        millis(new.expires_at),
+    ])?;
+    let event = NewEvent {
+        cvm_id: Some(new.cvm_id),
+        author: Some(&new.author),
+        before_rev: Some(new.base_revision),
+        note: Some(hash.to_string()),
+        ..NewEvent::of_workspace("approval.opened", 0, new.at)
+    };
+    Ok((auto, events::append_for(tx, new.cvm_id, event)?))
+}
+
 /// The CVM goes, and with it everything that waits for it.
 pub(super) fn cancel_all(tx: &Connection, cvm_id: i64, author: Option<&Author>, at: Timestamp) -> Result<()> {
     let sql =
@@ -406,7 +493,7 @@ fn note(
 const APPROVAL: &str =
     "SELECT a.id, a.cvm_id, a.compose_hash, p.app_id, a.base_revision, a.token_hash, a.state, a.op, a.user_id,
   a.expires_at, a.purpose, a.auto_user, a.auto_key, a.attention, a.created_at, c.uid,
-  (SELECT username FROM user WHERE id = a.user_id), c.name
+  (SELECT username FROM user WHERE id = a.user_id), c.name, a.superseded_by
   FROM approval a JOIN cvm c ON c.id = a.cvm_id JOIN app p ON p.id = c.app";
 
 fn by_id(connection: &Connection, id: Uuid) -> Result<Option<Approval>> {
@@ -423,17 +510,22 @@ fn all(found: &mut rusqlite::Rows<'_>) -> Result<Vec<Approval>> {
     Ok(approvals)
 }
 
+/// Who switched auto-commit on, from this column and the next.
+fn auto_by(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<AutoBy>> {
+    let both = (row.get(column)?, row.get(column + 1)?);
+    Ok(match both {
+        (Some(user_id), Some(key_id)) => Some(AutoBy { user_id, key_id }),
+        (_, _) => None,
+    })
+}
+
 fn approval(row: &Row<'_>) -> Result<Approval> {
     let state = match (row.get::<_, Option<Uuid>>(7)?, row.get_ref(6)?.as_str().unwrap_or_default()) {
         (Some(op), _) => ApprovalState::Committed(OperationId(op)),
         (None, "open") => ApprovalState::Open,
         (None, "expired") => ApprovalState::Expired,
         (None, "cancelled") => ApprovalState::Cancelled,
-        (None, _) => ApprovalState::Superseded,
-    };
-    let auto = match (row.get(11)?, row.get(12)?) {
-        (Some(user_id), Some(key_id)) => Some(AutoBy { user_id, key_id }),
-        (_, _) => None,
+        (None, _) => ApprovalState::Superseded(row.get(18)?),
     };
     Ok(Approval {
         id: row.get(0)?,
@@ -448,7 +540,7 @@ fn approval(row: &Row<'_>) -> Result<Approval> {
         state,
         user_id: row.get(8)?,
         username: row.get::<_, Option<String>>(16)?.unwrap_or_default(),
-        auto,
+        auto: auto_by(row, 11)?,
         attention: row.get(13)?,
         created_at: time(row.get(14)?)?,
         expires_at: time(row.get(9)?)?,

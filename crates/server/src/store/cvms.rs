@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use casemate_types::guest::ImageRef;
 use casemate_types::ids::{AppId, ComposeHash, CvmRef, CvmUid, InstanceId, OperationId, VmUuid};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
@@ -88,6 +89,8 @@ pub struct RevisionInfo {
     pub username: Option<String>,
     /// When.
     pub created_at: Timestamp,
+    /// What the images of its services were resolved to, once its node said so.
+    pub images: Vec<ImageRef>,
 }
 
 /// A revision of one of an app's CVMs.
@@ -354,7 +357,7 @@ impl Store {
     pub fn revisions(&self, cvm_id: i64, before: Option<u64>, limit: usize) -> Result<Vec<RevisionInfo>> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT r.number, r.compose_hash, r.cause, r.content_of, r.op, u.username, r.created_at
+                "SELECT r.number, r.compose_hash, r.cause, r.content_of, r.op, u.username, r.created_at, r.images
                  FROM revision r LEFT JOIN user u ON u.id = r.user_id WHERE r.cvm_id = ? AND r.number < ?
                  ORDER BY r.number DESC LIMIT ?",
             )?;
@@ -417,7 +420,7 @@ impl Store {
                 .query_row(params![app, cvm_id, number], |row| row.get(0))?;
             let sql = format!(
                 "SELECT c.id, c.uid, c.vm_uuid, c.name, r.number, r.compose_hash, r.cause, r.content_of, r.op, u.username,
-                   r.created_at {from} ORDER BY r.created_at DESC, c.id DESC, r.number DESC LIMIT ?4 OFFSET ?5"
+                   r.created_at, r.images {from} ORDER BY r.created_at DESC, c.id DESC, r.number DESC LIMIT ?4 OFFSET ?5"
             );
             let mut statement = connection.prepare_cached(&sql)?;
             let mut found = statement.query(params![app, cvm_id, number, limit, offset])?;
@@ -477,6 +480,10 @@ fn revision_info(row: &Row<'_>, first: usize) -> Result<RevisionInfo> {
         op: OperationId(row.get::<_, Uuid>(first + 4)?),
         username: row.get(first + 5)?,
         created_at: time(row.get(first + 6)?)?,
+        images: match row.get::<_, Option<String>>(first + 7)? {
+            Some(text) => rows::from_json("image digests", &text)?,
+            None => Vec::new(),
+        },
     })
 }
 

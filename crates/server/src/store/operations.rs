@@ -304,6 +304,11 @@ impl Store {
             if let Some(seen) = &done.seen {
                 let sql = "INSERT OR REPLACE INTO observation (cvm_id, report) VALUES (?, ?)";
                 tx.prepare_cached(sql)?.execute(params![operation.cvm_id, Report::of(seen).as_str()])?;
+                if !seen.images.is_empty() {
+                    let sql = "UPDATE revision SET images = ? WHERE cvm_id = ? AND number = ?";
+                    let images = json(&seen.images);
+                    tx.prepare_cached(sql)?.execute(params![images, operation.cvm_id, seen.revision])?;
+                }
             }
             let last = operation.step == operation.steps.len();
             if last {

@@ -134,16 +134,12 @@ pub async fn read_on(app: &App) {
 
 /// Reads so many pieces of each log on this chain, unless it does not answer at all.
 async fn read_chain(app: &App, chain_id: u64) {
-    let unfinished = match app.store.app_logs_unfinished() {
+    let unfinished = match app.store.app_logs_unfinished(&app.config.kms_on(chain_id)) {
         Ok(unfinished) => unfinished,
         Err(error) => return tracing::warn!(%error, "which contracts' logs to read is not known"),
     };
     for (row, app_id, kms) in unfinished {
-        // Its key service may not be configured any more.
         let Ok(Some(contract)) = onchain::contract(app, &kms) else { continue };
-        if contract.kms.chain_id != chain_id {
-            continue;
-        }
         let Err(error) = read(app, &contract, row, app_id, Some(PIECES)).await else { continue };
         tracing::warn!(app.id = %app_id, error = %error.with_causes(), "a contract's log could not be read");
         if contract.head().await.is_err() {

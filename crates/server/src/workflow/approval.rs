@@ -120,45 +120,39 @@ impl Kept {
 
 /// Keeps what was asked for and says what has to be registered.
 pub async fn ask(app: &App, cvm: &Cvm, steps: &Steps, request: &Request) -> Result<Box<Ask>> {
-    let (_, ask) = keep(app, cvm, steps, request, Token::Without, request.receipt.as_ref()).await?;
-    Ok(ask)
+    opening(app, cvm, steps, request)?.store(app, asked(request)).await
 }
 
-async fn keep(
-    app: &App,
-    cvm: &Cvm,
-    steps: &Steps,
-    request: &Request,
-    token: Token,
-    receipt: Option<&Receipt<Outcome>>,
-) -> Result<(Uuid, Box<Ask>)> {
-    let compose_hash = steps.spec.compose.hash;
-    let status = match token {
-        Token::Without => None,
-        Token::With { .. } => onchain_status(app, cvm, compose_hash).await,
-    };
-    let opening = Opening {
+/// An update that needs a yes, to be committed by who may change the CVM.
+fn opening<'a>(app: &App, cvm: &'a Cvm, steps: &Steps, request: &'a Request) -> Result<Opening<'a>> {
+    Ok(Opening {
         cvm,
         purpose: Purpose::Update,
-        compose_hash,
+        compose_hash: steps.spec.compose.hash,
         device_id: onchain::device(app, cvm.node_id)?,
         content: serde_json::to_string(&Kept::of(request.kind, &request.wish)).expect("string keys only"),
         author: &request.author,
         auto_commit: request.auto_commit,
-        token,
-        status,
-    };
-    opening
-        .store(
-            app,
-            receipt.map(|receipt| receipt.of(|ask: &Ask| Outcome::NeedsApproval(Box::new(ask.clone())))),
-        )
-        .await
+        token: Token::Without,
+        status: None,
+    })
+}
+
+/// Keeps the answer to a request that has to be approved.
+fn asked(request: &Request) -> Option<Receipt<Ask>> {
+    let needed = |ask: &Ask| Outcome::NeedsApproval(Box::new(ask.clone()));
+    request.receipt.as_ref().map(|receipt| receipt.of(needed))
 }
 
 impl Opening<'_> {
     /// Stores it, and says what has to be registered.
-    pub(super) async fn store(self, app: &App, receipt: Option<Receipt<Ask>>) -> Result<(Uuid, Box<Ask>)> {
+    pub(super) async fn store(self, app: &App, receipt: Option<Receipt<Ask>>) -> Result<Box<Ask>> {
+        let (new, ask) = self.record(app);
+        store(app, new, ask, receipt).await
+    }
+
+    /// As it will be stored, and what has to be registered.
+    fn record(self, app: &App) -> (NewApproval, Ask) {
         let (id, at) = (app.clock.new_id(), app.clock.now());
         let auto = self.author.key_id.filter(|_| self.auto_commit);
         let auto = auto.map(|key_id| AutoBy { user_id: self.author.user_id, key_id });
@@ -197,14 +191,17 @@ impl Opening<'_> {
             at,
             expires_at: at + life,
         };
-        let ask = Box::new(ask);
-        let receipt = receipt.map(|receipt| {
-            let ask = ask.clone();
-            receipt.of(move |()| Ask::clone(&ask))
-        });
-        app.store.approval_open(new, receipt).await?;
-        Ok((id, ask))
+        (new, ask)
     }
+}
+
+async fn store(app: &App, new: NewApproval, ask: Ask, receipt: Option<Receipt<Ask>>) -> Result<Box<Ask>> {
+    let receipt = receipt.map(|receipt| {
+        let ask = ask.clone();
+        receipt.of(move |auto: &Option<AutoBy>| Ask { auto_commit: auto.is_some(), ..ask.clone() })
+    });
+    let auto = app.store.approval_open(new, receipt).await?;
+    Ok(Box::new(Ask { auto_commit: auto.is_some(), ..ask }))
 }
 
 /// Keeps an update for somebody else to commit, if its app's contract has a say. Otherwise it is applied.
@@ -217,9 +214,12 @@ pub async fn open(app: &App, cvm: Cvm, request: Request) -> Result<Outcome> {
         Plan::Nothing | Plan::Records { .. } => update::accept(app, cvm, request).await,
         Plan::Steps(_) if cvm.open.is_some() => Err(busy()),
         Plan::Steps(steps) => {
-            let token = Token::With { route: format!("/cvms/{}/commit-update", cvm.vm_uuid.0.simple()) };
-            let (_, ask) = keep(app, &cvm, &steps, &request, token, request.receipt.as_ref()).await?;
-            Ok(Outcome::NeedsApproval(ask))
+            let opening = Opening {
+                token: Token::With { route: format!("/cvms/{}/commit-update", cvm.vm_uuid.0.simple()) },
+                status: onchain_status(app, &cvm, steps.spec.compose.hash).await,
+                ..opening(app, &cvm, &steps, &request)?
+            };
+            Ok(Outcome::NeedsApproval(opening.store(app, asked(&request)).await?))
         }
     }
 }
@@ -230,11 +230,28 @@ pub async fn confirm(app: &App, cvm: Cvm, request: Request, proof: Proof) -> Res
     if !app.config.kms_is_contract_owned(&cvm.kms) {
         return confirm_without_contract(app, cvm, request, &proof).await;
     }
-    let found = app.store.approval_for(cvm.id, proof.compose_hash, app.clock.now())?;
-    let approval = found.ok_or_else(|| {
-        hash_refused("no update of this CVM waits for this compose hash; send the update again")
-    })?;
-    commit(app, cvm, request, &approval, proof.tx).await
+    match app.store.approval_for(cvm.id, proof.compose_hash, app.clock.now())? {
+        Some(approval) => commit(app, cvm, request, &approval, Named::Hash, proof.tx).await,
+        None => Err(nothing_waits(app, &cvm, proof.compose_hash)?),
+    }
+}
+
+/// Why nothing waits for this hash, as far as that is known.
+fn nothing_waits(app: &App, cvm: &Cvm, hash: ComposeHash) -> Result<Error> {
+    let Some(last) = app.store.approval_last(cvm.id, hash)? else {
+        return Ok(hash_refused("no update of this CVM waits for this compose hash; send the update again"));
+    };
+    let name = match app.store.approval_before(&last)? {
+        Some(before) => format!("approval {before} was superseded by approval {}, and that one", last.id),
+        None => format!("approval {}", last.id),
+    };
+    let what = match last.state {
+        ApprovalState::Open | ApprovalState::Expired => "has expired".to_owned(),
+        ApprovalState::Cancelled => "was cancelled".to_owned(),
+        ApprovalState::Committed(by) => format!("was carried out by operation {by}"),
+        ApprovalState::Superseded(by) => format!("was superseded by approval {by}"),
+    };
+    Ok(hash_refused(format!("{name} {what}; send the update again")))
 }
 
 /// What a committed approval led to.
@@ -250,6 +267,7 @@ pub enum Committed {
 pub async fn commit_as_asked(
     app: &App,
     approval: &Approval,
+    named: Named,
     tx: TxProof,
     author: Author,
     receipt: Option<Receipt<Committed>>,
@@ -259,7 +277,7 @@ pub async fn commit_as_asked(
         Purpose::Replica => {
             let receipt = receipt
                 .map(|receipt| receipt.of(|created: &Created| Committed::Replica(Box::new(created.clone()))));
-            let created = replica::commit(app, &cvm, approval, tx, author, receipt).await?;
+            let created = replica::commit(app, &cvm, approval, named, tx, author, receipt).await?;
             Ok(Committed::Replica(Box::new(created)))
         }
         Purpose::Update => {
@@ -275,7 +293,7 @@ pub async fn commit_as_asked(
                 receipt: receipt.map(|receipt| receipt.of(updated)),
                 auto_commit: false,
             };
-            commit(app, cvm, request, approval, tx).await.map(|outcome| updated(&outcome))
+            commit(app, cvm, request, approval, named, tx).await.map(|outcome| updated(&outcome))
         }
     }
 }
@@ -307,7 +325,8 @@ async fn confirm_without_contract(app: &App, cvm: Cvm, request: Request, proof: 
 
 /// Runs a document that was provisioned and, where a contract has a say, registered meanwhile.
 ///
-/// Without a transaction to check, the contract's state counts; if it does not allow the hash, that is what is asked for.
+/// Without a transaction to check, the contract's state counts; if it does not allow the hash, that is what is asked for. The
+/// approval is written by the transaction that carries it out, or if it has to be asked for.
 pub async fn commit_registered(
     app: &App,
     cvm: Cvm,
@@ -321,12 +340,12 @@ pub async fn commit_registered(
         }
     };
     request.check_match(&cvm)?;
-    let (id, ask) = keep(app, &cvm, &steps, &request, Token::Without, None).await?;
-    let approval = app.store.approval(id)?.ok_or_else(|| hash_refused("the approval is gone"))?;
-    let state_only = !matches!(tx, Some(TxProof::Tx(_)));
-    match commit(app, cvm, request, &approval, tx.unwrap_or_default()).await {
+    let (new, ask) = opening(app, &cvm, &steps, &request)?.record(app);
+    let (state_only, receipt) = (!matches!(tx, Some(TxProof::Tx(_))), asked(&request));
+    let closes = Closes { id: new.id, compose_hash: new.compose_hash, base: None, opens: Some(new.clone()) };
+    match carry_out(app, cvm, request, closes, tx.unwrap_or_default()).await {
         Err(Error::Proof { check: ProofCheck::Contract, .. }) if state_only => {
-            Ok(Outcome::NeedsApproval(ask))
+            Ok(Outcome::NeedsApproval(store(app, new, ask, receipt).await?))
         }
         outcome => outcome,
     }
@@ -349,7 +368,6 @@ pub async fn commit_with_token(
     if asked.compose_hash.is_some_and(|hash| hash != approval.compose_hash) {
         return Err(commit_token::refused("it belongs to another compose hash"));
     }
-    commit_token::still_good(app, &approval, Named::Token)?;
     let request = Request {
         wish: Wish::default(),
         kind: Kind::Update,
@@ -358,7 +376,7 @@ pub async fn commit_with_token(
         receipt,
         auto_commit: false,
     };
-    commit(app, cvm, request, &approval, asked.transaction_hash).await
+    commit(app, cvm, request, &approval, Named::Token, asked.transaction_hash).await
 }
 
 /// Who has the token acts in the name of who asked, without a key.
@@ -366,50 +384,89 @@ pub fn token_author(approval: &Approval, request_id: String) -> Author {
     Author { user_id: approval.user_id, key_id: None, request_id: Some(request_id) }
 }
 
+/// Commits an approval that was found open a moment ago: whoever had the turn before may have done so.
 async fn commit(
     app: &App,
-    mut cvm: Cvm,
+    cvm: Cvm,
     mut request: Request,
     approval: &Approval,
+    named: Named,
     tx: TxProof,
 ) -> Result<Outcome> {
-    if let ApprovalState::Committed(by) = approval.state {
-        return committed_before(app, cvm, by);
-    }
-    request.check_match(&cvm)?;
     let _turn = app.turns.take(approval.id.as_bytes()).ok_or_else(busy)?;
-    let repeated = !request.wish.is_empty();
-    if !repeated {
-        (request.kind, request.wish) = Kept::read(app, approval)?;
+    let cvm = app.store.cvm(cvm.id)?;
+    let approval = match still_open(app, approval.id, named) {
+        Err(Error::Committed { by, .. }) if named == Named::Hash => return committed_before(app, cvm, by),
+        other => other?,
+    };
+    request.check_match(&cvm)?;
+    let base = request.wish.is_empty().then_some(approval.base_revision);
+    if base.is_some() {
+        (request.kind, request.wish) = Kept::read(app, &approval)?;
     }
+    let closes = Closes { id: approval.id, compose_hash: approval.compose_hash, base, opens: None };
+    match carry_out(app, cvm, request, closes, tx).await {
+        // Somebody closed it while the contract was asked.
+        Err(error @ Error::Proof { check: ProofCheck::Hash, .. }) => {
+            still_open(app, approval.id, named)?;
+            Err(error)
+        }
+        other => other,
+    }
+}
+
+/// An approval as it is now, if it can still be committed.
+///
+/// # Errors
+/// Says what became of it: `Committed` or `Rejected`; `Proof` to who named it by its hash.
+pub(super) fn still_open(app: &App, id: Uuid, named: Named) -> Result<Approval> {
+    let approval = app.store.approval(id)?.ok_or_else(|| hash_refused("the approval is gone"))?;
+    match commit_token::still_good(app, &approval, named) {
+        Ok(()) => Ok(approval),
+        Err(Error::Rejected { message, .. }) if named == Named::Hash => Err(hash_refused(message)),
+        Err(error) => Err(error),
+    }
+}
+
+/// An approval that is about to be carried out.
+struct Closes {
+    id: Uuid,
+    compose_hash: ComposeHash,
+    /// Since this revision nobody else may have changed what it changes. None where the request says all of it again.
+    base: Option<u64>,
+    /// The approval itself, where none was open before.
+    opens: Option<NewApproval>,
+}
+
+/// Carries an approved request out once its proof holds.
+async fn carry_out(
+    app: &App,
+    mut cvm: Cvm,
+    request: Request,
+    closes: Closes,
+    tx: TxProof,
+) -> Result<Outcome> {
+    let Closes { id, compose_hash, base, opens } = closes;
     if cvm.open.is_some() {
         return Err(busy());
     }
     // What cannot run is refused before anybody is asked.
-    let plan = approved_plan(app, &cvm, &request.wish, approval, repeated)?;
+    let plan = approved_plan(app, &cvm, &request.wish, compose_hash, base)?;
     update::check_image(app, &cvm, &plan).await?;
     let device = onchain::device(app, cvm.node_id)?;
-    let evidence = prove(app, &cvm.kms, cvm.app_id, approval.compose_hash, device, tx).await?;
+    let evidence = prove(app, &cvm.kms, cvm.app_id, compose_hash, device, tx).await?;
     for _ in 0..ATTEMPTS {
         cvm = app.store.cvm(cvm.id)?;
         request.check_match(&cvm)?;
-        let plan = approved_plan(app, &cvm, &request.wish, approval, repeated)?;
-        let closing = Closing::of(approval, &request.author, evidence.clone(), app.clock.now());
+        let plan = approved_plan(app, &cvm, &request.wish, compose_hash, base)?;
+        let closing = Closing::of(id, opens.clone(), &request.author, evidence.clone(), app.clock.now());
         match update::store_plan(app, &cvm, plan, &request, Some(closing)).await {
             Ok(accepted) => return Ok(Outcome::Accepted(Box::new(accepted))),
             Err(store::Error::Changed) => {}
-            Err(store::Error::ApprovalClosed) => return Err(closed_meanwhile(app, approval)?),
             Err(error) => return Err(error.into()),
         }
     }
     Err(busy())
-}
-
-/// What became of an approval while the contract was asked.
-fn closed_meanwhile(app: &App, approval: &Approval) -> Result<Error> {
-    let now = app.store.approval(approval.id)?;
-    let ended = now.and_then(|now| commit_token::still_good(app, &now, Named::Id).err());
-    Ok(hash_refused(ended.map_or_else(|| "the approval is gone".to_owned(), |ended| ended.to_string())))
 }
 
 /// A confirmation that comes again while its operation is at work gets that operation.
@@ -424,13 +481,19 @@ fn committed_before(app: &App, cvm: Cvm, by: casemate_types::ids::OperationId) -
     }
 }
 
-/// What an approved wish means now. It has to lead to the approved hash, and where it was kept, nobody else may have changed
-/// a field that it changes.
-fn approved_plan(app: &App, cvm: &Cvm, wish: &Wish, approval: &Approval, repeated: bool) -> Result<Plan> {
-    if !repeated && cvm.revision != approval.base_revision {
-        let base = app.store.spec(cvm.id, approval.base_revision)?;
-        let since = plan::diff(&cvm.app_id, &base, &app.store.spec(cvm.id, cvm.revision)?);
-        if let Ok(Plan::Steps(steps)) = update::plan(app, cvm, approval.base_revision, wish) {
+/// What an approved wish means now. It has to lead to the approved hash, and where it was kept on a base, nobody else may have
+/// changed a field that it changes.
+fn approved_plan(
+    app: &App,
+    cvm: &Cvm,
+    wish: &Wish,
+    approved: ComposeHash,
+    base: Option<u64>,
+) -> Result<Plan> {
+    if let Some(base) = base.filter(|base| *base != cvm.revision) {
+        let before = app.store.spec(cvm.id, base)?;
+        let since = plan::diff(&cvm.app_id, &before, &app.store.spec(cvm.id, cvm.revision)?);
+        if let Ok(Plan::Steps(steps)) = update::plan(app, cvm, base, wish) {
             let both = |change: &&Change| {
                 change.field != "compose_hash" && since.iter().any(|other| other.field == change.field)
             };
@@ -444,8 +507,7 @@ fn approved_plan(app: &App, cvm: &Cvm, wish: &Wish, approval: &Approval, repeate
     }
     let plan = update::plan(app, cvm, cvm.revision, wish)?;
     let hash = update::outline(app, &plan, cvm.id, cvm.revision)?.compose.hash;
-    if hash != approval.compose_hash {
-        let approved = approval.compose_hash;
+    if hash != approved {
         let message =
             format!("the update now has compose hash {hash}, not the approved {approved}; send it again");
         return Err(hash_refused(message));
@@ -506,7 +568,7 @@ pub fn obstacle(app: &App, cvm: &Cvm, approval: &Approval) -> Result<Option<Stri
         return Ok(None);
     }
     let (_, wish) = Kept::read(app, approval)?;
-    match approved_plan(app, cvm, &wish, approval, false) {
+    match approved_plan(app, cvm, &wish, approval.compose_hash, Some(approval.base_revision)) {
         Ok(_) => Ok(None),
         Err(
             error @ (Error::Proof { .. }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::approval::{self, Committed};
+use super::commit_token::Named;
 use super::onchain;
 use crate::app::App;
 use crate::auth::Author;
@@ -90,36 +91,32 @@ struct Waiting {
 /// Those that this chain has a say about. Key services on one chain share a question.
 fn all_waiting(app: &App, chain_id: u64) -> Result<Vec<Waiting>> {
     let mut all = Vec::new();
-    let mut after = Uuid::nil();
+    let (mut after, kms) = (Uuid::nil(), app.config.kms_on(chain_id));
     loop {
-        let found = app.store.approvals_to_commit(after, app.clock.now(), AT_ONCE)?;
+        let found = app.store.approvals_to_commit(&kms, after, app.clock.now(), AT_ONCE)?;
         let Some(last) = found.last() else { return Ok(all) };
         after = last.id;
         for approval in found {
             let id = approval.id;
             match waiting(app, approval) {
-                Ok(Some((on, one))) if on == chain_id => all.push(one),
-                // Another chain's, or its key service is not configured any more.
-                Ok(_) => {}
+                Ok(one) => all.push(one),
                 Err(error) => tracing::debug!(approval.id = %id, %error, "not looked at"),
             }
         }
     }
 }
 
-/// With the chain that has a say.
-fn waiting(app: &App, approval: Approval) -> Result<Option<(u64, Waiting)>> {
+fn waiting(app: &App, approval: Approval) -> Result<Waiting> {
     let by =
         approval.auto.ok_or_else(|| Error::internal("read who switched auto-commit on")("nobody".into()))?;
     let cvm = approval::cvm_of(app, &approval)?;
-    let Some(chain_id) = app.config.contract_kms(&cvm.kms).map(|kms| kms.chain_id) else { return Ok(None) };
     let node_id = match approval.purpose {
         Purpose::Update => cvm.node_id,
         Purpose::Replica => super::replica::waiting(app, &approval)?.1,
     };
     let device_id = onchain::device(app, node_id)?;
     let subject = Subject { app_id: cvm.app_id, compose_hash: approval.compose_hash, device_id };
-    Ok(Some((chain_id, Waiting { approval, by, kms: cvm.kms, subject })))
+    Ok(Waiting { approval, by, kms: cvm.kms, subject })
 }
 
 /// All are asked about in one go; if that fails, in halves, so that a contract with which something is wrong keeps nobody else
@@ -163,7 +160,7 @@ async fn commit_one(app: &App, approval: &Approval, by: AutoBy) -> Result<()> {
         return set(app, approval, Auto::Refused(why)).await;
     }
     let author = Author { user_id: by.user_id, key_id: Some(by.key_id), request_id: None };
-    match approval::commit_as_asked(app, approval, TxProof::StateOnly, author, None).await {
+    match approval::commit_as_asked(app, approval, Named::Id, TxProof::StateOnly, author, None).await {
         Ok(Committed::Update(accepted)) => {
             let op = accepted.operation.id;
             tracing::info!(cvm.id = approval.cvm_id, op.id = %op, approval.id = %approval.id, "committed by itself");

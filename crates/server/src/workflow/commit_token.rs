@@ -103,6 +103,8 @@ pub enum Named {
     Token,
     /// By its id, by somebody who may see it.
     Id,
+    /// By its hash, by somebody who may change the CVM and sends the update again.
+    Hash,
 }
 
 /// Refuses an approval that is no longer open, saying what became of it. Whoever has its token may know that.
@@ -112,14 +114,18 @@ pub enum Named {
 pub fn still_good(app: &App, approval: &Approval, named: Named) -> Result<()> {
     let what = match named {
         Named::Token => "invalid commit token: its approval",
-        Named::Id => "the approval",
+        Named::Id | Named::Hash => "the approval",
     };
+    let superseded: String;
     let why = match approval.state {
         ApprovalState::Open if approval.expires_at > app.clock.now() => return Ok(()),
         ApprovalState::Committed(by) => return Err(Error::Committed { what, by }),
         ApprovalState::Open | ApprovalState::Expired => "has expired; prepare the update again",
-        ApprovalState::Superseded => {
-            "was superseded: the same update was prepared again, and that one counts"
+        ApprovalState::Superseded(by) => {
+            superseded = format!(
+                "was superseded by approval {by}: the same update was asked for again, and that one counts"
+            );
+            &superseded
         }
         ApprovalState::Cancelled => "was cancelled",
     };

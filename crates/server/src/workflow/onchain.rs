@@ -18,7 +18,7 @@ use crate::driver::NodeFacts;
 use crate::error::{Error, ProofCheck, Resource, Result};
 use crate::store::Work;
 
-/// How long the chain may take. Clients wait 30 s for the whole answer.
+/// How long the chain may take for one question. All questions of one request have a deadline beside it.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What is said to be missing when a chain does not answer.
@@ -88,10 +88,13 @@ impl Contract<'_> {
         &self,
         question: impl Future<Output = std::result::Result<T, casemate_chain::Error>>,
     ) -> Result<T> {
-        match self.app.clock.within(DEADLINE, question).await {
+        match self.app.clock.in_time(DEADLINE, question).await {
             Some(Ok(answer)) => Ok(answer),
             Some(Err(error)) => Err(Error::Unavailable { service: SERVICE, source: error.into() }),
-            None => Err(Error::Unavailable { service: SERVICE, source: "it took too long to answer".into() }),
+            None => {
+                let why = format!("chain {} took too long to answer", self.kms.chain_id);
+                Err(Error::Unavailable { service: SERVICE, source: why.into() })
+            }
         }
     }
 

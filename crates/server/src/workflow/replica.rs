@@ -7,6 +7,7 @@ use casemate_types::patch::{CvmPatch, CvmReplicate, TxProof};
 use serde::{Deserialize, Serialize};
 
 use super::approval::{self, Ask, Opening, Token};
+use super::commit_token::Named;
 use super::create::{self, Created};
 use super::onchain;
 use super::update::{self, busy};
@@ -15,7 +16,7 @@ use crate::auth::Author;
 use crate::cvm::plan::{Current, Plan, Wish, plan_update};
 use crate::cvm::spec::Spec;
 use crate::cvm::state::Cvm;
-use crate::error::{Error, Resource, Result};
+use crate::error::{Error, ProofCheck, Resource, Result};
 use crate::store::{Approval, Closing, Found, NewCvm, Purpose, Receipt};
 
 /// How a replica is asked for.
@@ -89,7 +90,7 @@ pub async fn replicate(
     };
     let receipt =
         receipt.map(|receipt| receipt.of(|ask: &Ask| Outcome::NeedsApproval(Box::new(ask.clone()))));
-    let (_, ask) = opening.store(app, receipt).await?;
+    let ask = opening.store(app, receipt).await?;
     Ok(Outcome::NeedsApproval(ask))
 }
 
@@ -111,18 +112,27 @@ pub async fn commit(
     app: &App,
     source: &Cvm,
     approval: &Approval,
+    named: Named,
     tx: TxProof,
     author: Author,
     receipt: Option<Receipt<Created>>,
 ) -> Result<Created> {
     let _turn = app.turns.take(approval.id.as_bytes()).ok_or_else(busy)?;
+    let approval = &approval::still_open(app, approval.id, named)?;
     let kept = read(app, approval)?;
     let device = onchain::device(app, kept.node_id)?;
     onchain::check_image(app, &source.kms, kept.node_id, &kept.spec.image).await?;
     let evidence =
         approval::prove(app, &source.kms, source.app_id, approval.compose_hash, device, tx).await?;
-    let closing = Closing::of(approval, &author, evidence, app.clock.now());
-    make(app, source, kept, author, Some(closing), receipt).await
+    let closing = Closing::of(approval.id, None, &author, evidence, app.clock.now());
+    match make(app, source, kept, author, Some(closing), receipt).await {
+        // Somebody was quicker while the contract was asked.
+        Err(error @ Error::Proof { check: ProofCheck::Hash, .. }) => {
+            approval::still_open(app, approval.id, named)?;
+            Err(error)
+        }
+        other => other,
+    }
 }
 
 fn read(app: &App, approval: &Approval) -> Result<Kept> {

@@ -192,6 +192,7 @@ pub fn rules<'a>(app: &App, node: &'a NodeFacts, kms: &str) -> Rules<'a> {
         node_gpus: node.capacity.gpus,
         gpu_product: node.gpu_product.as_deref(),
         instance_types: INSTANCE_TYPES,
+        own_guests: node.own_guests,
         contract_owned: app.config.kms_is_contract_owned(kms),
     }
 }

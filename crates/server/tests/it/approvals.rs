@@ -9,10 +9,15 @@ use casemate_server::config::Config;
 use casemate_server::cvm::state::{Cvm, Status};
 use casemate_server::driver::fault::{Fault, Planned};
 use casemate_server::driver::{Driver, Guest};
+use casemate_server::error::Error;
+use casemate_server::workflow::approval;
+use casemate_server::workflow::commit_token::{self, Named};
 use casemate_server::workflow::operation::{FailCode, Operation, State, StepName};
+use casemate_server::workflow::update::Outcome;
 use casemate_server::workflow::worker::{self, Moment, NoProbe, Probe};
 use casemate_testkit::{World, compose};
 use casemate_types::ids::{Address, AppId, ComposeHash, OperationId, TxHash};
+use casemate_types::patch::{CommitUpdate, TxProof};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -435,6 +440,82 @@ async fn tokens_expire_and_are_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_comes_second_with_a_token_hears_which_operation_used_it() {
+    let stage = Stage::start().await;
+    let (asked, token) = stage.prepare(json!({ "public_logs": false })).await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    // Both find it open before either has the turn.
+    let found = commit_token::approval_of(&stage.world.app, &token).expect("it is open");
+    let named = stage.cvm.uid.to_string();
+    let commit = || {
+        let body = json!({ "token": token });
+        let asked = CommitUpdate::from_json(body.as_object().expect("an object")).expect("valid");
+        let app = &stage.world.app;
+        approval::commit_with_token(app, &named, found.clone(), asked, "req_test".into(), None)
+    };
+    stage.chain.hold();
+    let mut first = std::pin::pin!(commit());
+    assert!(futures_util::poll!(&mut first).is_pending(), "it asks the contract");
+    let second = commit();
+    assert!(matches!(commit().await, Err(Error::Conflict { code: None, .. })), "one at a time");
+    stage.chain.let_go();
+    let Ok(Outcome::Accepted(accepted)) = first.await else { panic!("not accepted") };
+    stage.world.settle().await;
+    // By now the CVM has another revision, with the same field changed.
+    match second.await {
+        Err(Error::Committed { by, .. }) => assert_eq!(by, accepted.operation.id),
+        other => panic!("{other:?}"),
+    }
+    // By its id it is the same.
+    let again = approval::commit_as_asked(
+        &stage.world.app,
+        &found,
+        Named::Id,
+        TxProof::StateOnly,
+        stage.world.author(),
+        None,
+    );
+    assert!(matches!(again.await, Err(Error::Committed { by, .. }) if by == accepted.operation.id));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmation_that_comes_too_late_hears_what_became_of_the_approval() {
+    let stage = Stage::start().await;
+    let ask = async || {
+        stage.world.clock.sleep(Duration::from_millis(1)).await;
+        let answer = stage.client.patch(&stage.path(""), json!({ "public_logs": false })).await;
+        (hash(&answer), text(&detail(&answer, "approval_id")))
+    };
+    let (asked, first) = ask().await;
+    let (_, second) = ask().await;
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    stage.client.post(&format!("/approvals/{second}/cancel"), json!({})).await.expect(200);
+    let refused = text(&stage.confirm(asked, "").await.expect(466)["message"]);
+    let why = format!("pproval {first} was superseded by approval {second}, and that one was cancelled");
+    assert!(refused.contains(&why), "{refused}");
+    let refused = stage.client.post(&format!("/approvals/{first}/commit"), json!({})).await.expect(400);
+    assert!(text(&refused["detail"]).contains(&format!("superseded by approval {second}")), "{refused}");
+
+    // One that is superseded while the contract is asked about it.
+    let (_, third) = ask().await;
+    stage.chain.hold();
+    let mut confirmed = std::pin::pin!(stage.confirm(asked, ""));
+    assert!(futures_util::poll!(&mut confirmed).is_pending());
+    let (_, fourth) = ask().await;
+    stage.chain.let_go();
+    let refused = text(&confirmed.await.expect(466)["message"]);
+    assert!(refused.contains(&format!("superseded by approval {fourth}")), "{refused}");
+    assert_ne!(third, fourth);
+
+    stage.world.clock.sleep(7 * DAY).await;
+    let refused = text(&stage.confirm(asked, "").await.expect(466)["message"]);
+    let why = format!("superseded by approval {fourth}, and that one has expired");
+    assert!(refused.contains(&why), "{refused}");
+    let refused = text(&stage.confirm(ComposeHash([9; 32]), "").await.expect(466)["message"]);
+    assert!(refused.contains("no update of this CVM waits") || refused.starts_with("No update"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn prepare_only_waits_even_for_the_same_hash_and_not_without_a_contract() {
     let stage = Stage::start().await;
     let (asked, token) = stage.prepare(json!({ "vcpu": 2 })).await;
@@ -469,12 +550,25 @@ async fn a_provisioned_document_runs_once_it_is_registered() {
     assert_eq!(hash(&stage.client.patch(&stage.path("/compose_file"), body.clone()).await), asked);
     let proven = json!({ "compose_hash": asked, "transaction_hash": format!("0x{TX}") });
     let path = stage.path("/compose_file/commit");
+    let kept = async || (stage.client.json("/approvals").await, stage.client.json("/audit").await);
+    let before = kept().await;
     assert_eq!(code(&stage.client.post(&path, proven.clone()).await, 467), "ERR-01-007");
+    stage.chain.set_down(true);
+    stage.client.post(&path, proven.clone()).await.expect(503);
+    stage.client.post(&path, json!({ "compose_hash": asked })).await.expect(503);
+    stage.chain.set_down(false);
+    assert_eq!(kept().await, before, "nothing is written before the proof holds");
     stage.register(TX, asked);
     let provisioned = stage.client.post(&stage.path("/compose_file/provision"), sent).await.expect(200);
     assert_eq!(provisioned["compose_hash_registered"], true);
     let committed = stage.client.post(&path, proven).await.expect(202);
     assert_eq!(committed["compose_hash"], json!(asked));
+    let approvals = stage.client.json("/approvals").await;
+    let items = approvals["items"].as_array().expect("a list");
+    let of = |state: &str| items.iter().find(|one| one["state"] == state).expect("one of each");
+    let (mine, asked_before) = (of("committed"), of("superseded"));
+    assert_eq!((items.len(), &mine["correlation_id"]), (2, &committed["correlation_id"]));
+    assert_eq!((&asked_before["state"], &asked_before["superseded_by"]), (&json!("superseded"), &mine["id"]));
     stage.world.settle().await;
     assert_eq!(
         stage.world.app.store.spec(stage.cvm.id, stage.now().revision).expect("the spec").compose.hash,

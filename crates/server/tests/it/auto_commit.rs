@@ -212,7 +212,7 @@ async fn what_is_switched_off_while_the_contract_is_asked_is_not_committed() {
         let approval = stage.client.json(&path).await;
         assert_eq!(
             (&approval["state"], &approval["auto_commit"]),
-            (&json!("open"), &json!(false)),
+            (&json!(if revoked { "needs_attention" } else { "open" }), &json!(false)),
             "{approval}"
         );
         assert_eq!(stage.now().open, None);
@@ -248,13 +248,16 @@ async fn nothing_is_committed_in_the_name_of_who_may_no_longer_do_it() {
     stage.client.delete(&format!("/keys/{}", text(&made["id"]))).await.expect(204);
     once(&stage.world.app).await;
     let approval = stage.client.json(&path).await;
-    assert_eq!((&approval["state"], &approval["auto_commit"]), (&json!("open"), &json!(false)));
+    assert_eq!((&approval["state"], &approval["auto_commit"]), (&json!("needs_attention"), &json!(false)));
     assert!(text(&approval["needs_attention"]).contains("revoked"), "{approval}");
     assert!(kinds(&stage).await.contains(&"approval.auto_commit_refused".to_owned()));
     assert_eq!(stage.now().open, None);
     // Somebody who may can switch it on again, in their own name.
     let on = stage.client.post(&format!("{path}/auto-commit"), json!({})).await.expect(200);
-    assert_eq!((&on["auto_commit"], on.get("needs_attention")), (&json!(true), None));
+    assert_eq!(
+        (&on["state"], &on["auto_commit"], on.get("needs_attention")),
+        (&json!("open"), &json!(true), None)
+    );
     once(&stage.world.app).await;
     assert_eq!(stage.client.json(&path).await["state"], "committed");
 }
@@ -271,11 +274,139 @@ async fn a_base_that_changed_needs_somebody_and_restarts_nothing() {
     once(&stage.world.app).await;
     stage.world.settle().await;
     let approval = stage.client.json(&path).await;
-    assert_eq!(approval["state"], "open");
+    assert_eq!(approval["state"], "needs_attention");
     assert!(text(&approval["needs_attention"]).contains("vcpu"), "{approval}");
     assert_eq!(stage.boots().await, boots);
     let seen = kinds(&stage).await;
     assert_eq!(seen.iter().filter(|kind| *kind == "approval.needs_attention").count(), 1, "said once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn asking_again_without_it_keeps_auto_commit() {
+    for prepare_only in ["false", "true"] {
+        let stage = Stage::start().await;
+        let client = stage.client.header("x-prepare-only", prepare_only);
+        let change = json!({ "public_logs": false });
+        let (asked, first) = ask(&stage, &client, change.clone()).await;
+        let repeated = client.header("idempotency-key", "again");
+        let again = repeated.patch(&stage.path(""), change.clone()).await;
+        assert_eq!((hash(&again), detail(&again, "auto_commit")), (asked, json!(true)));
+        assert_eq!(repeated.patch(&stage.path(""), change).await.json(), again.json(), "also as it is kept");
+        let superseded = stage.client.json(&first).await;
+        assert_eq!(superseded["superseded_by"], detail(&again, "approval_id"));
+        let seen = kinds(&stage).await;
+        assert!(seen.contains(&"approval.superseded".to_owned()), "{seen:?}");
+        assert!(!seen.contains(&"approval.auto_commit_off".to_owned()), "{seen:?}");
+        stage.chain.allow_hash(stage.cvm.app_id, asked);
+        once(&stage.world.app).await;
+        let second = format!("/approvals/{}", text(&detail(&again, "approval_id")));
+        assert_eq!(stage.client.json(&second).await["state"], "committed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_again_does_not_act_for_somebody_else() {
+    let stage = Stage::start().await;
+    let change = json!({ "public_logs": false });
+    let (asked, _) = ask(&stage, &stage.client, change.clone()).await;
+    let store = rusqlite::Connection::open(stage.world.folder().join("casemate.db")).expect("the store");
+    let theirs = "UPDATE approval SET auto_user = auto_user + 1000";
+    assert_eq!(store.execute(theirs, []).expect("writes"), 1);
+    let again = stage.client.patch(&stage.path(""), change).await;
+    let path = format!("/approvals/{}", text(&detail(&again, "approval_id")));
+    assert_eq!(stage.client.json(&path).await["auto_commit"], false);
+    assert!(kinds(&stage).await.contains(&"approval.auto_commit_off".to_owned()), "and it is told");
+    stage.chain.allow_hash(stage.cvm.app_id, asked);
+    once(&stage.world.app).await;
+    assert_eq!(stage.client.json(&path).await["state"], "open");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_reads_what_its_own_chain_has_a_say_about() {
+    let (world, _, client, cvm) = beside_a_silent_chain().await;
+    let ours = client.header("x-auto-commit", "true");
+    hash(&ours.patch(&format!("/cvms/{}", cvm.uid), json!({ "public_logs": false })).await);
+    let begun = AppLog { next: 0, complete: false };
+    world.app.store.app_log_put(cvm.app, begun, Vec::new()).await.expect("stored");
+    let (store, config) = (&world.app.store, &world.app.config);
+    for (chain_id, cvms, logs) in [(1, 1, vec![cvm.app_id]), (5, 0, vec![])] {
+        let kms = config.kms_on(chain_id);
+        let found = store.approvals_to_commit(&kms, uuid::Uuid::nil(), world.clock.now(), 10).expect("reads");
+        assert_eq!(found.iter().filter(|one| one.cvm == cvm.uid).count(), cvms);
+        assert_eq!(found.len(), cvms, "nothing of the other chain");
+        let found = store.app_logs_unfinished(&kms).expect("reads");
+        assert_eq!(found.into_iter().map(|(_, app_id, _)| app_id).collect::<Vec<_>>(), logs);
+    }
+}
+
+/// An approval that needs somebody's attention, because a field that it changes was changed meanwhile: its hash, its path and
+/// its token.
+async fn needs_attention(stage: &Stage) -> (ComposeHash, String, String) {
+    let client = stage.client.header("x-prepare-only", "true").header("x-auto-commit", "true");
+    let answer =
+        client.patch(&stage.path(""), json!({ "docker_compose_file": compose("web:2"), "vcpu": 2 })).await;
+    stage.client.patch(&stage.path(""), json!({ "vcpu": 3 })).await.expect(202);
+    stage.world.settle().await;
+    stage.chain.allow_hash(stage.cvm.app_id, hash(&answer));
+    once(&stage.world.app).await;
+    let path = format!("/approvals/{}", text(&detail(&answer, "approval_id")));
+    (hash(&answer), path, text(&detail(&answer, "commit_token")))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_needs_attention_is_a_state_of_its_own_and_found_by_it() {
+    let stage = Stage::start().await;
+    let (_, path, _) = needs_attention(&stage).await;
+    let (_, plain) = ask(&stage, &stage.client, json!({ "public_sysinfo": false })).await;
+    let listed = async |query: &str| {
+        let page = stage.client.json(&format!("/approvals{query}")).await;
+        let items = page["items"].as_array().expect("a list");
+        items.iter().map(|one| (format!("/approvals/{}", text(&one["id"])), text(&one["state"]))).collect()
+    };
+    let (attention, open) = ((path.clone(), "needs_attention".into()), (plain.clone(), "open".into()));
+    let all: Vec<(String, String)> = listed("").await;
+    assert_eq!(all, [open.clone(), attention.clone()]);
+    assert_eq!(listed("?state=needs_attention").await, [attention]);
+    assert_eq!(listed("?state=open").await, [open]);
+    assert_eq!(listed("?state=open&state=needs_attention").await, all);
+    let wrong = stage.client.get("/approvals?state=attention").await.expect(422).to_string();
+    assert!(wrong.contains("needs_attention"), "{wrong}");
+    // Its time runs on.
+    stage.world.clock.sleep(14 * DAY).await;
+    let over = (path.clone(), "expired".to_owned());
+    assert!(listed("?state=expired").await.contains(&over), "also before anybody has swept");
+    assert_eq!(listed("?state=open&state=needs_attention").await, []);
+    once(&stage.world.app).await;
+    assert!(listed("?state=expired").await.contains(&over));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_needs_attention_can_be_committed_cancelled_and_superseded() {
+    // The field goes back to what it was, and the token is as good as before.
+    let stage = Stage::start().await;
+    let (asked, path, token) = needs_attention(&stage).await;
+    assert!(stage.commit(&token, "", "").await.expect(466).to_string().contains("was changed since"));
+    let before = stage.world.app.store.spec(stage.cvm.id, 1).expect("the spec").vcpu;
+    stage.client.patch(&stage.path(""), json!({ "vcpu": before })).await.expect(202);
+    stage.world.settle().await;
+    stage.commit(&token, "", "").await.expect(202);
+    stage.world.settle().await;
+    assert_eq!(
+        (stage.client.json(&path).await["state"].clone(), stage.hash_of(stage.now().revision)),
+        (json!("committed"), asked)
+    );
+
+    let stage = Stage::start().await;
+    let (_, path, token) = needs_attention(&stage).await;
+    let cancelled = stage.client.post(&format!("{path}/cancel"), json!({})).await.expect(200);
+    assert_eq!(cancelled["state"], "cancelled");
+    stage.commit(&token, "", "").await.expect(400);
+
+    let stage = Stage::start().await;
+    let (asked, path, _) = needs_attention(&stage).await;
+    let (again, token) = stage.prepare(json!({ "docker_compose_file": compose("web:2"), "vcpu": 2 })).await;
+    assert_eq!((again, stage.client.json(&path).await["state"].clone()), (asked, json!("superseded")));
+    stage.commit(&token, "", "").await.expect(202);
 }
 
 #[tokio::test(start_paused = true)]

@@ -31,28 +31,29 @@ pub(crate) struct Answer {
 impl Client {
     /// As the one who acts in the world.
     pub(crate) async fn of(world: &World) -> Self {
-        Self::with(world, &world.actor).await
+        Self::with(&world.app, &world.actor).await
     }
 
     /// As somebody in another workspace.
     pub(crate) async fn stranger(world: &World) -> Self {
-        Self::with(world, &world.stranger().await).await
+        Self::with(&world.app, &world.stranger().await).await
     }
 
-    async fn with(world: &World, actor: &Actor) -> Self {
-        let key = format!("phak_{}", world.clock.random_text(32));
+    /// As `actor`.
+    pub(crate) async fn with(app: &App, actor: &Actor) -> Self {
+        let key = format!("phak_{}", app.clock.random_text(32));
         let new = NewKey {
-            uid: format!("key_{}", world.clock.random_text(10)),
+            uid: format!("key_{}", app.clock.random_text(10)),
             hash: sha256(key.as_bytes()),
             prefix: key[..9].into(),
             name: "test".into(),
             scopes: Scopes::ALL,
             default_version: ApiVersion::LATEST,
             expires_at: None,
-            at: world.clock.now(),
+            at: app.clock.now(),
         };
-        world.app.store.key_create(actor.workspace_id, actor.user_id, new, None, None).await.expect("a key");
-        Self { service: service(world.app.clone()), key, version: None, headers: Vec::new() }
+        app.store.key_create(actor.workspace_id, actor.user_id, new, None, None).await.expect("a key");
+        Self { service: service(app.clone()), key, version: None, headers: Vec::new() }
     }
 
     /// The same client, of another process of the server.

@@ -32,4 +32,5 @@ mod sweeps;
 mod sweeps_of_approvals;
 mod sweeps_of_qemu;
 mod updates;
+mod vm_inside;
 mod watching;

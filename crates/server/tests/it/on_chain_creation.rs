@@ -1,6 +1,8 @@
 //! CVMs whose keys a contract governs: made, replicated, refused.
 
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use casemate_chain::Scripted;
 use casemate_testkit::{World, compose};
@@ -83,6 +85,40 @@ async fn a_creation_that_is_repeated_gets_the_same_answer() {
     let first = client.post("/cvms", it.body()).await.expect(200);
     assert_eq!(first["deployer_address"], format!("0x{OWNER}"));
     assert_eq!(client.post("/cvms", it.body()).await.expect(200), first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_slow_chain_takes_altogether_has_one_deadline() {
+    let it = Prepared::start().await;
+    deploy_app(&it.chain, it.app_id, &it.prepared);
+    let timed = async |answer: std::pin::Pin<Box<dyn Future<Output = Answer> + '_>>| {
+        let begun = it.world.clock.now();
+        let answer = answer.await;
+        (answer, it.world.clock.now().duration_since(begun).as_secs())
+    };
+    let assert_late = |(answer, seconds): (Answer, i64)| {
+        assert_eq!(text(&answer.expect(503)["detail"]), "The chain is not available");
+        assert!(answer.headers.contains_key("retry-after"));
+        assert_eq!(seconds, 25);
+    };
+    // Registration, proof and image: each in time, together not.
+    it.chain.set_slow(Duration::from_secs(9));
+    assert_late(timed(Box::pin(it.create(|_| ()))).await);
+    it.chain.set_slow(Duration::from_secs(8));
+    let (made, seconds) = timed(Box::pin(it.create(|_| ()))).await;
+    assert_eq!((made.status.as_u16(), seconds), (200, 24), "{}", made.text());
+    it.chain.set_slow(Duration::ZERO);
+    it.world.settle().await;
+
+    it.chain.set_slow(Duration::from_secs(9));
+    let allowed = format!("/apps/{}/allowed", it.app_id);
+    assert_late(timed(Box::pin(it.client.get(&allowed))).await);
+    assert_late(timed(Box::pin(it.client.post("/cvms/web-one/is-allowed", json!({})))).await);
+    let (there, seconds) = timed(Box::pin(it.client.get("/kms/on-chain/base"))).await;
+    let images = there.expect(200)["contracts"][0]["os_images"].clone();
+    let images = images.as_array().expect("a list");
+    assert!(images.len() > 2 && images.iter().all(|image| image["on_chain_allowed"] == true), "{images:?}");
+    assert_eq!(seconds, 9, "all images at once");
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 pub use bodies::*;
 use reader::Reader;
 
+use crate::compose::{ComposeDoc, Flag};
 use crate::env::SealedEnv;
 use crate::error::FieldError;
 use crate::ids::{ComposeHash, CvmName, TxHash};
@@ -396,6 +397,38 @@ pub struct CvmPatch {
 }
 
 impl CvmPatch {
+    /// The flags of the document, as far as they can be changed alone.
+    pub fn flags(&self) -> [(Flag, &Sparse<bool>); 5] {
+        [
+            (Flag::PublicLogs, &self.public_logs),
+            (Flag::PublicSysinfo, &self.public_sysinfo),
+            (Flag::PublicTcbinfo, &self.public_tcbinfo),
+            (Flag::GatewayEnabled, &self.gateway_enabled),
+            (Flag::SecureTime, &self.secure_time),
+        ]
+    }
+
+    /// What it makes of a document. Server and clients have to agree on that to the last byte: the result is hashed.
+    #[must_use]
+    pub fn document(&self, mut document: ComposeDoc) -> ComposeDoc {
+        if let Some(yaml) = self.docker_compose_file.get() {
+            document.set_docker_compose_file(yaml);
+        }
+        if let Some(script) = self.pre_launch_script.get() {
+            document.set_pre_launch_script(script);
+        }
+        if let Some(keys) = self.allowed_envs.get() {
+            document.set_allowed_envs(keys.iter().map(String::as_str));
+        }
+        for (flag, wanted) in self.flags() {
+            // A flag that has this value by default is left out: the hash stays what it is.
+            if let Some(value) = wanted.get().copied().filter(|value| document.flag(flag) != *value) {
+                document.set_flag(flag, value);
+            }
+        }
+        document
+    }
+
     /// Fewest virtual processors of a machine.
     pub const MIN_VCPU: u32 = 1;
     /// Least memory of a machine, in MB.

@@ -14,6 +14,8 @@ open_enum! {
     ApprovalState {
         /// It waits.
         Open = "open",
+        /// It waits, and does not go on by itself: somebody has to look at it. What can be done with an open one can be done.
+        NeedsAttention = "needs_attention",
         /// An operation carries it out.
         Committed = "committed",
         /// A newer one took its place.
@@ -22,6 +24,13 @@ open_enum! {
         Expired = "expired",
         /// It was called off, or its CVM was deleted.
         Cancelled = "cancelled",
+    }
+}
+
+impl ApprovalState {
+    /// Can it still be committed, or called off?
+    pub fn is_open(&self) -> bool {
+        matches!(self, Self::Open | Self::NeedsAttention)
     }
 }
 
@@ -47,12 +56,15 @@ pub struct Approval {
     pub author: String,
     /// The server commits it by itself once hash and device are allowed.
     pub auto_commit: bool,
-    /// Why auto-commit does not go on without somebody.
+    /// Why auto-commit does not go on without somebody; the state is `needs_attention` as long as it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needs_attention: Option<String>,
     /// The operation that carries it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<OperationId>,
+    /// The approval that took its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<String>,
     /// When it was asked for.
     #[serde(with = "super::time")]
     pub created_at: Timestamp,

@@ -176,6 +176,19 @@ pub struct Revision {
     pub of: Option<u64>,
     /// It is in force.
     pub current: bool,
+    /// What the images of its services were resolved to when it was put in place: a tag may mean another image by now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<ImageDigest>,
+}
+
+/// A container image and what it was resolved to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ImageDigest {
+    /// As in the compose file, for example `web:1`.
+    pub reference: String,
+    /// Digest of its manifest, `sha256:…`.
+    pub digest: String,
 }
 
 /// Revisions, newest first.

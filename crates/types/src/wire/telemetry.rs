@@ -1,6 +1,7 @@
 //! What a running CVM tells about itself.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -295,10 +296,55 @@ pub struct CvmAttestation {
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Object>>))]
     pub app_certificates: Option<Vec<serde_json::Value>>,
     /// The measurements.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
-    pub tcb_info: Option<serde_json::Value>,
+    pub tcb_info: Option<TcbInfo>,
     /// The text that is hashed.
     pub compose_file: Option<String>,
+    /// What the evidence is worth, where that is less than a TEE's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// What was measured of a machine. Registers are 48 bytes in hex; all zeros where there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TcbInfo {
+    /// What measures: `none` if it is only the guest's own agent, without hardware behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tee: Option<String>,
+    /// The machine's firmware.
+    pub mrtd: String,
+    /// The root file system.
+    #[serde(default)]
+    pub rootfs_hash: Option<String>,
+    /// The machine's configuration.
+    pub rtmr0: String,
+    /// The kernel.
+    pub rtmr1: String,
+    /// Its arguments and first root.
+    pub rtmr2: String,
+    /// Everything in `event_log`.
+    pub rtmr3: String,
+    /// The events, in order.
+    pub event_log: Vec<MeasuredEvent>,
+    /// The app-compose text that was measured.
+    pub app_compose: String,
+}
+
+/// An event that extended a register: `register = SHA-384(register || digest)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MeasuredEvent {
+    /// Which register: 3.
+    pub imr: u32,
+    /// Its kind; 134217729 for what a running guest measures.
+    pub event_type: u32,
+    /// What the register was extended with: SHA-384 over the kind (4 bytes, little-endian), name and payload, with a colon
+    /// between them. In hex.
+    pub digest: String,
+    /// Its name.
+    pub event: String,
+    /// What it is about, in hex.
+    pub event_payload: String,
 }
 
 /// A container of a CVM.
@@ -393,4 +439,18 @@ pub struct Observed {
     pub last_stop: Option<LastStop>,
     /// How long it was last down, in milliseconds.
     pub last_downtime_ms: Option<u64>,
+    /// Where the ports that it publishes are reached; empty where the node does not know.
+    #[serde(default)]
+    pub ports: Vec<ReachedPort>,
+}
+
+/// A TCP port that a machine publishes, and where it is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReachedPort {
+    /// Port of the machine.
+    pub port: u16,
+    /// Address on the node's host, for example `127.0.0.1:20000`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub at: SocketAddr,
 }

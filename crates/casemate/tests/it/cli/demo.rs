@@ -28,9 +28,11 @@ fn the_example_is_deployed_updated_and_updated_again_by_a_second_start() {
         .map(|step| first.lines().filter(|line| line.trim_start().starts_with(&format!("{step} "))).count())
         .collect();
     assert_eq!(steps, [2, 1, 2, 2, 2], "{first}");
-    for part in
-        ["boots         1               2", "memory        2048 MB         4096 MB", "It was down for "]
-    {
+    for part in [
+        "boots             1               2",
+        "memory            2048 MB         4096 MB",
+        "It was down for ",
+    ] {
         assert!(first.contains(part), "{part} in {first}");
     }
     assert!(first.contains("source .casemate/dev.env"), "{first}");
@@ -45,9 +47,11 @@ fn the_example_is_deployed_updated_and_updated_again_by_a_second_start() {
     world.ok("cvms stop hello-casemate");
     world.end_server();
     let second = shown(world.serve(&["--demo"]));
-    for part in
-        ["is here from an earlier start", "It is off. Starting it", "memory        4096 MB         2048 MB"]
-    {
+    for part in [
+        "is here from an earlier start",
+        "It is off. Starting it",
+        "memory            4096 MB         2048 MB",
+    ] {
         assert!(second.contains(part), "{part} in {second}");
     }
 }

@@ -1,10 +1,11 @@
 //! A folder with a cloud in it, and somebody who types commands there.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -185,6 +186,82 @@ impl World {
         assert!(head.contains(" 200 ") || head.contains(" 202 "), "{path}: {answer}");
         serde_json::from_str(body).unwrap()
     }
+}
+
+impl World {
+    /// A server in front of this one, of whoever runs it: it changes the JSON that it is asked, or that it answers. The second
+    /// argument is the method and the path. Returns the options that name it.
+    pub(crate) fn meddler(&self, change: impl Fn(Heard, &str, &mut Value) + Send + Sync + 'static) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (server, change) = (self.address.clone(), Arc::new(change));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (server, change) = (server.clone(), change.clone());
+                // A client that has gone away is none of its business.
+                std::thread::spawn(move || meddle(stream?, &server, change.as_ref()));
+            }
+        });
+        format!("--api-url http://{address}/api/v1 --api-key {}", self.key())
+    }
+}
+
+/// Which way a message goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Heard {
+    Asked,
+    Answered,
+}
+
+/// One request and its answer.
+fn meddle(
+    mut client: TcpStream,
+    server: &str,
+    change: &(dyn Fn(Heard, &str, &mut Value) + Send + Sync),
+) -> io::Result<()> {
+    let mut reader = BufReader::new(client.try_clone()?);
+    let (mut head, mut length) = (Vec::new(), 0);
+    for line in reader.by_ref().lines() {
+        let line = line?;
+        let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
+        match name.as_str() {
+            "" => break,
+            "content-length" => length = line[15..].trim().parse().unwrap_or(0),
+            "accept-encoding" | "connection" => {}
+            _ => head.push(line),
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    let route = head[0].rsplit_once(' ').map_or_else(String::new, |(route, _)| route.replace("/api/v1", ""));
+    let changed = |heard, body: Vec<u8>| match serde_json::from_slice::<Value>(&body) {
+        Ok(mut json) => {
+            change(heard, &route, &mut json);
+            json.to_string().into_bytes()
+        }
+        Err(_) => body,
+    };
+    let send = |stream: &mut TcpStream, head: &[String], body: &[u8]| {
+        let lines =
+            format!("{}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", head.join("\r\n"), body.len());
+        stream.write_all(lines.as_bytes()).and_then(|()| stream.write_all(body))
+    };
+    let mut upstream = TcpStream::connect(server)?;
+    send(&mut upstream, &head, &changed(Heard::Asked, body))?;
+    let mut answer = Vec::new();
+    upstream.read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    let head: Vec<String> = String::from_utf8_lossy(&answer[..end])
+        .lines()
+        .filter(|line| {
+            let line = line.to_ascii_lowercase();
+            !line.starts_with("content-length")
+                && !line.starts_with("connection")
+                && !line.starts_with("transfer-encoding")
+        })
+        .map(str::to_owned)
+        .collect();
+    send(&mut client, &head, &changed(Heard::Answered, answer.split_off(end + 4)))
 }
 
 impl Drop for World {

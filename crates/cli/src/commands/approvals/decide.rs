@@ -5,7 +5,7 @@ use casemate_sdk::chain::Registered;
 use clap::Args;
 
 use super::named::{Named, Which};
-use super::verify::before_signing;
+use super::verify::is_readable;
 use crate::commands::outcome::{Change, REPLICATED, Waiting};
 use crate::commands::signing::{Signing, note_registered, note_signing};
 use crate::context::Context;
@@ -47,7 +47,7 @@ impl Commit {
         };
         let committed = match (wallet, &self.transaction) {
             (Some(wallet), _) => {
-                before_signing(&detail, None)?;
+                is_readable(&detail)?;
                 let network = self.signing.network(cx, &detail.kms)?;
                 note_signing(cx, &wallet, &network, &format!("Registering it with {}", detail.contract));
                 let (app, hash) = (detail.approval.app_id, detail.approval.compose_hash);

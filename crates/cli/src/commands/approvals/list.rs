@@ -10,15 +10,20 @@ use crate::error::{Failure, Result};
 use crate::human;
 use crate::output::{Col, table};
 
-/// List approvals, newest first: those that wait, unless another state is named
+/// The states of those that wait.
+const WAITING: &str = "open,needs_attention";
+/// Stands for every state.
+const ANY: &str = "any";
+
+/// List approvals, newest first: those that wait, unless other states are named
 #[derive(Args)]
 pub(crate) struct List {
     /// Only those of this CVM
     #[arg(long, value_name = "CVM")]
     cvm: Option<String>,
-    /// Only those in this state: open, committed, superseded, expired, cancelled; or any
-    #[arg(long, value_name = "STATE", default_value = "open")]
-    state: String,
+    /// Only those in these states: open, needs_attention, committed, superseded, expired, cancelled; or any
+    #[arg(long, value_name = "STATE", value_delimiter = ',', default_value = WAITING)]
+    state: Vec<String>,
     /// At most so many
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: u32,
@@ -33,13 +38,14 @@ impl List {
         if let Some(cvm) = &self.cvm {
             list = list.cvm(cvm);
         }
-        match self.state.as_str() {
-            "any" => {}
-            state if ApprovalState::WORDS.contains(&state) => list = list.state(state),
-            other => {
-                let known = ApprovalState::WORDS.join(", ");
-                return Err(Failure::usage(format!("--state: `{other}` is none of {known}, any")));
-            }
+        if let Some(other) =
+            self.state.iter().find(|state| *state != ANY && !ApprovalState::WORDS.contains(&state.as_str()))
+        {
+            let known = ApprovalState::WORDS.join(", ");
+            return Err(Failure::usage(format!("--state: `{other}` is none of {known}, {ANY}")));
+        }
+        if !self.state.iter().any(|state| state == ANY) {
+            list = self.state.iter().fold(list, |list, state| list.state(state.as_str()));
         }
         let page = if self.all {
             let items: Vec<Approval> = list.limit(100).stream().try_collect().await?;
@@ -49,7 +55,11 @@ impl List {
         };
         cx.out.result(&page, |page| rows(&page.items, human::now()))?;
         if page.items.is_empty() {
-            cx.out.note(if self.state == "open" { "Nothing waits for a yes." } else { "No approvals." });
+            cx.out.note(if self.state.join(",") == WAITING {
+                "Nothing waits for a yes."
+            } else {
+                "No approvals."
+            });
         } else if page.next_cursor.is_some() {
             cx.out.note("There are older ones. `--all` shows them.");
         }
@@ -75,11 +85,14 @@ fn rows(approvals: &[Approval], now: Timestamp) -> String {
     table(
         &columns,
         approvals.iter().map(|one| {
-            let note = match (&one.needs_attention, &one.correlation_id) {
-                (Some(why), _) => why.clone(),
-                (None, Some(operation)) => format!("operation {operation}"),
-                (None, None) if one.auto_commit => "committed by the server once it is allowed".to_owned(),
-                (None, None) => String::new(),
+            let note = match (&one.needs_attention, &one.correlation_id, &one.superseded_by) {
+                (_, _, Some(newer)) => format!("by {newer}"),
+                (Some(why), _, _) => why.clone(),
+                (None, Some(operation), _) => format!("operation {operation}"),
+                (None, None, None) if one.auto_commit => {
+                    "committed by the server once it is allowed".to_owned()
+                }
+                (None, None, None) => String::new(),
             };
             vec![
                 one.id.clone(),

@@ -8,7 +8,7 @@ mod show;
 mod verify;
 
 pub(crate) use show::ways;
-pub(crate) use verify::{before_signing, is_of};
+pub(crate) use verify::{Typed, before_signing};
 
 use clap::{Args, Subcommand};
 

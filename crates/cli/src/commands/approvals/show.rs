@@ -1,6 +1,6 @@
 //! `casemate approvals show`.
 
-use casemate_sdk::wire::{ApprovalDetail, ApprovalState, Diff};
+use casemate_sdk::wire::{ApprovalDetail, Diff};
 use clap::Args;
 use serde_json::Value;
 
@@ -41,7 +41,7 @@ impl Show {
                 "the text that the server shows does not have this compose hash: do not sign for it",
             );
         }
-        if !cx.out.is_json() && detail.approval.state == ApprovalState::Open {
+        if !cx.out.is_json() && detail.approval.state.is_open() {
             cx.out.note(&format!("\n{}", next(&detail)));
         }
         Ok(())
@@ -66,6 +66,7 @@ fn text(detail: &ApprovalDetail) -> String {
         ("asked by", Some(format!("{}, {}", one.author, human::time(one.created_at)))),
         ("state", Some(one.state.to_string())),
         ("until", Some(human::time(one.expires_at))),
+        ("superseded by", one.superseded_by.clone()),
         ("operation", one.correlation_id.map(|id| id.to_string())),
         ("auto-commit", one.auto_commit.then(|| "the server commits it once it is allowed".to_owned())),
         ("attention", one.needs_attention.clone()),
@@ -85,7 +86,7 @@ fn text(detail: &ApprovalDetail) -> String {
 }
 
 /// Texts line by line, everything else as one line.
-fn changes(diff: &[Diff]) -> String {
+pub(super) fn changes(diff: &[Diff]) -> String {
     let is_text = |change: &&Diff| {
         let lines = |value: &Value| value.as_str().is_some_and(|text| text.contains('\n'));
         lines(&change.from) || lines(&change.to)
@@ -112,7 +113,8 @@ fn next(detail: &ApprovalDetail) -> String {
     if detail.onchain_status.is_some_and(|status| status.is_allowed) {
         return format!("It is allowed. Run it: casemate approvals commit {id}");
     }
-    ways(id, detail.approval.auto_commit.then(|| "nothing: the server does it once it is allowed".to_owned()))
+    let by_itself = detail.approval.auto_commit && detail.approval.needs_attention.is_none();
+    ways(id, by_itself.then(|| "nothing: the server does it once it is allowed".to_owned()))
 }
 
 /// How an approval is given. `waits` is said in place of the last two, if nobody has to do anything then.

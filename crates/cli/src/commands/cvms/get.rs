@@ -53,8 +53,6 @@ fn shown(cvm: &Cvm, state: Option<&CvmState>, now: Timestamp) -> String {
             progress.started_at.map(|at| format!(", accepted {}", human::ago(now, at))).unwrap_or_default();
         format!("{}{since}", progress.correlation_id.as_deref().unwrap_or("at work"))
     });
-    let addresses =
-        cvm.endpoints.iter().flatten().map(|endpoint| endpoint.app.clone()).filter(|url| !url.is_empty());
     fields([
         ("name", Some(cvm.name.clone())),
         ("status", Some(cvm.status.to_string())),
@@ -68,7 +66,7 @@ fn shown(cvm: &Cvm, state: Option<&CvmState>, now: Timestamp) -> String {
         ("compose hash", cvm.compose_hash.map(|hash| hash.to_string())),
         ("public", Some(if public.is_empty() { "nothing".into() } else { public.join(", ") })),
         ("listed", Some(yes_no(cvm.listed).into())),
-        ("address", addresses.into_iter().next()),
+        ("address", addresses(cvm)),
         ("id", Some(cvm.id.to_string())),
         ("app id", cvm.app_id.map(|id| id.to_string())),
         ("machine", cvm.vm_uuid.map(|id| id.to_string())),
@@ -76,6 +74,13 @@ fn shown(cvm: &Cvm, state: Option<&CvmState>, now: Timestamp) -> String {
         ("created", cvm.created_at.map(time)),
         ("changed", cvm.updated_at.map(time)),
     ])
+}
+
+/// Where a CVM is reached, with commas.
+pub(crate) fn addresses(cvm: &Cvm) -> Option<String> {
+    let mut known: Vec<&str> = cvm.endpoints.iter().flatten().map(|endpoint| endpoint.app.as_str()).collect();
+    known.retain(|address| !address.is_empty());
+    (!known.is_empty()).then(|| known.join(", "))
 }
 
 /// What is known, with commas.
@@ -107,6 +112,7 @@ fn seen(seen: &wire::Observed) -> String {
             .into_iter()
             .filter_map(|(what, public)| public.then_some(what))
             .collect();
+    let ports: Vec<_> = seen.ports.iter().map(|one| format!("{} at {}", one.port, one.at)).collect();
     let list = |items: &[String]| if items.is_empty() { NOTHING.to_owned() } else { items.join(", ") };
     fields([
         ("status", Some(seen.status.to_string())),
@@ -124,6 +130,7 @@ fn seen(seen: &wire::Observed) -> String {
         ("image", Some(seen.image.clone())),
         ("environment", Some(list(&seen.env_keys))),
         ("public", Some(if public.is_empty() { "nothing".into() } else { public.join(", ") })),
+        ("ports", (!ports.is_empty()).then(|| ports.join(", "))),
     ])
 }
 
@@ -132,6 +139,20 @@ mod tests {
     use super::super::list::tests::{cvm, noon};
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn every_address_is_shown() {
+        let at = |url: &str| json!({ "app": url, "instance": url });
+        let reached =
+            cvm(json!({ "endpoints": [at("http://127.0.0.1:20000"), at("http://127.0.0.1:8080")] }));
+        let text = shown(&reached, None, noon());
+        assert!(
+            text.lines().any(|line| line.starts_with("address ")
+                && line.ends_with(" http://127.0.0.1:20000, http://127.0.0.1:8080")),
+            "{text}"
+        );
+        assert_eq!(addresses(&cvm(json!({ "endpoints": [] }))), None);
+    }
 
     #[test]
     fn a_cvm_is_told_in_lines_and_what_went_wrong_is_among_them() {

@@ -2,7 +2,7 @@
 
 mod approval;
 mod diff;
-mod get;
+pub(super) mod get;
 mod instance_id;
 mod list;
 mod logs;

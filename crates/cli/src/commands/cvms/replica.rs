@@ -4,6 +4,7 @@ use casemate_sdk::PatchOutcome;
 use clap::Args;
 
 use super::approval::Prepared;
+use crate::commands::approvals::Typed;
 use crate::commands::outcome::{Approving, Change, REPLICATED, Waiting};
 use crate::commands::signing::Signing;
 use crate::context::Context;
@@ -59,7 +60,10 @@ impl Replicate {
         let approving = match (self.prepare_only, self.auto_commit) {
             (true, _) => Approving::ByOthers,
             (_, true) => Approving::ByServer,
-            _ => Approving::Here(&self.signing, None),
+            _ => Approving::Here(
+                &self.signing,
+                self.compose_hash.as_deref().map_or(Typed::Nothing, Typed::Hash),
+            ),
         };
         if self.prepare_only {
             replicate = replicate.prepare_only();

@@ -5,6 +5,7 @@ use casemate_sdk::wire::{Revision, RevisionPage};
 use clap::Args;
 use futures_util::TryStreamExt;
 
+use crate::commands::approvals::Typed;
 use crate::commands::changes::Stopping;
 use crate::commands::outcome::{self, Approving, Change, Waiting};
 use crate::commands::signing::Signing;
@@ -115,6 +116,6 @@ impl Rollback {
         let outcome = rollback.send().await.about_cvm(&self.cvm)?;
         let done = format!("back at revision {}", self.revision);
         let change = Change { cvm: &self.cvm, doing: "Rolling back", done: &done, waiting: self.waiting };
-        change.outcome(cx, outcome, Approving::Here(&self.signing, None)).await
+        change.outcome(cx, outcome, Approving::Here(&self.signing, Typed::Nothing)).await
     }
 }

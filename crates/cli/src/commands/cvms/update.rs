@@ -98,8 +98,8 @@ impl Update {
             texts.note_on_env(cx);
             return Ok(());
         }
-        let outcome = patch.send().await.about_cvm(name)?;
+        let outcome = patch.clone().send().await.about_cvm(name)?;
         let change = Change { cvm: name, doing: "Updating", done: "updated", waiting: self.waiting };
-        change.outcome(cx, outcome, self.how.approving(&self.signing, &texts)).await
+        change.outcome(cx, outcome, self.how.approving(&self.signing, &patch)).await
     }
 }

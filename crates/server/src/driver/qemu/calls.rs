@@ -14,9 +14,11 @@ use crate::driver::fence::{Entry, Stage};
 use crate::driver::{AfterTimeout, At, Error, LastStop, Machine, Result, Stop, Stopped};
 
 /// How often a waiting call looks.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// How long a guest that was asked to go down may show no sign of it before it is asked another way.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// How long a guest whose power is about to be cut may take to hand out what its services wrote.
+const LAST_LINES: Duration = Duration::from_millis(300);
 /// How long a process may take to end after its power was cut.
 const KILLED: Duration = Duration::from_secs(10);
 
@@ -48,7 +50,7 @@ pub(super) async fn stage(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
 /// Brings the machine down.
 pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) -> Result<Stopped> {
     let asked_at = host.clock.now();
-    let mut asks = Asks { last: None, count: 0 };
+    let mut asks = Asks::default();
     loop {
         {
             let _turn = slot.turn.lock().await;
@@ -77,6 +79,9 @@ pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) 
                 }
                 Stop::Graceful { then: AfterTimeout::Force, .. } | Stop::Force => {
                     going_down(slot, Some(LastStop::Forced))?;
+                    // Who cuts the power is in a hurry; a guest that is well answers at once.
+                    host.clock.within(LAST_LINES, logs::fetch_all(host, slot)).await;
+                    logs::keep(slot).await;
                     cut_power(host, slot).await?;
                     // The next look finds it off.
                     continue;
@@ -89,13 +94,14 @@ pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) 
 }
 
 /// How a guest was asked to go down: by its power button, then by its agent, and so on until it shows that it does.
-struct Asks {
+#[derive(Default)]
+pub(super) struct Asks {
     last: Option<jiff::Timestamp>,
     count: u32,
 }
 
 impl Asks {
-    async fn ask(&mut self, host: &Host, slot: &Slot) {
+    pub(super) async fn ask(&mut self, host: &Host, slot: &Slot) {
         let now = host.clock.now();
         let lately = self.last.is_some_and(|last| now.duration_since(last).unsigned_abs() < ASK_AGAIN);
         if lately || is_stopping(slot) {
@@ -109,6 +115,10 @@ impl Asks {
             0 => qmp::execute(&host.clock, &slot.folder, "system_powerdown").await.map(drop),
             _ => slot.agent.ask(&host.clock, Ask::PowerOff, Duration::from_secs(1)).await.map(drop),
         };
+        if self.count == 0 {
+            // While the guest goes down, so that nobody waits for it.
+            logs::keep(slot).await;
+        }
         if let Err(error) = asked {
             tracing::debug!(%error, vm = %slot.vm, "a guest could not be asked to go down");
         }
@@ -135,7 +145,7 @@ fn going_down(slot: &Slot, how: Option<LastStop>) -> Result<()> {
 }
 
 /// Cuts the power of the machine's process, and waits until it is gone.
-async fn cut_power(host: &Host, slot: &Slot) -> Result<()> {
+pub(super) async fn cut_power(host: &Host, slot: &Slot) -> Result<()> {
     match slot.process() {
         Some(process) => end(host, &process).await,
         None => Ok(()),
@@ -149,7 +159,7 @@ async fn end(host: &Host, process: &process::Process) -> Result<()> {
 }
 
 /// Waits for the machine to go down, but not longer than this.
-async fn wait_for_end(host: &Host, slot: &Slot, limit: Duration) {
+pub(super) async fn wait_for_end(host: &Host, slot: &Slot, limit: Duration) {
     match slot.process() {
         Some(process) => drop(host.clock.within(limit, process.ended()).await),
         None => host.clock.sleep(limit).await,

@@ -126,6 +126,15 @@ impl QemuConfig {
         }
     }
 
+    /// Why no machine can run here; nothing if one can, as far as can be seen without trying.
+    pub fn missing(&self) -> Option<String> {
+        if super::find(&self.program).is_none() {
+            return Some(format!("there is no {} on this host", self.program.display()));
+        }
+        let none = super::OsImages::new(self.os_images.clone()).list().is_empty();
+        none.then(|| "there is no OS image for real ones (`make guest` makes some)".to_owned())
+    }
+
     /// Everything that can be booked on this host: eight virtual processors for each core, since most do nothing most of the
     /// time; the memory but 1 GB; and the whole file system of the node's folder, since disks take only what is written.
     pub(super) fn host_capacity(&self) -> std::io::Result<Booking> {

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use casemate_types::guest::Evidence;
 use casemate_types::ids::VmUuid;
 use casemate_types::wire::Sysinfo;
 use tokio::sync::Semaphore;
@@ -45,6 +46,7 @@ mod console;
 mod disk;
 mod files;
 mod gone;
+mod leave;
 mod logs;
 mod os_images;
 mod ports;
@@ -62,7 +64,7 @@ mod watch;
 pub use self::config::{Accel, Accelerator, Pace, QemuConfig};
 
 /// What a node that runs QEMU can do.
-pub const ABILITIES: Abilities = Abilities { new_instance_id: true, fence: true };
+pub const ABILITIES: Abilities = Abilities { new_instance_id: true, fence: true, ports: true };
 /// A machine that takes longer than this to come up does not boot. Emulated, and several at once on few cores, they take their
 /// time.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(180);
@@ -156,6 +158,12 @@ impl Qemu {
         &self.host.store
     }
 
+    /// Closes the node and brings its machines down, as a host does that is switched off: each is asked, and loses its power if
+    /// it takes longer than `timeout`. Whoever opens the node again turns them on.
+    pub async fn shut_down(&self, timeout: Duration) {
+        leave::all(&self.host, timeout).await;
+    }
+
     /// The sum of what its machines occupy.
     pub fn used(&self) -> Booking {
         room::occupied(self.host.specs(None).iter())
@@ -205,6 +213,7 @@ impl Host {
             capacity: self.capacity,
             gpu_product: None,
             images,
+            own_guests: true,
         }
     }
 
@@ -288,6 +297,10 @@ impl Driver for Qemu {
 
     async fn sysinfo(&self, machine: VmUuid) -> Result<Option<Sysinfo>> {
         Ok(sysinfo::of(&self.host, &self.host.slot(machine)).await)
+    }
+
+    async fn evidence(&self, machine: VmUuid) -> Result<Option<Evidence>> {
+        Ok(sysinfo::evidence(&self.host, &self.host.slot(machine)).await)
     }
 
     async fn logs(&self, machine: VmUuid, channel: &LogChannel) -> Result<Vec<LogLine>> {

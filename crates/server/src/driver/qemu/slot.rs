@@ -1,6 +1,5 @@
 //! The place of one machine: its folder, what is kept of it, and what was last seen of its guest.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,12 +9,13 @@ use casemate_types::ids::{ComposeHash, InstanceId, VmUuid};
 use jiff::Timestamp;
 
 use super::agent::Agent;
+use super::logs::Kept;
 use super::process::Process;
 use super::record::{Held, Record};
 use super::{calls, files};
 use crate::cvm::spec::{Booking, Spec, sha256};
 use crate::driver::fence::{Entry, Stage};
-use crate::driver::{At, Container, Error, Guest, LogLine, Observed, Result, inside};
+use crate::driver::{At, Container, Error, Guest, Observed, Result, inside};
 
 /// What the names of folders end with that are to be deleted.
 pub(super) const TRASH: &str = "gone";
@@ -42,15 +42,7 @@ pub(super) struct State {
     /// Why the hypervisor lets it stand still.
     pub(super) halted: Option<&'static str>,
     /// What its services wrote, as far as somebody asked.
-    pub(super) logs: BTreeMap<String, Fetched>,
-}
-
-/// Lines of a service that were fetched from the guest.
-#[derive(Default)]
-pub(super) struct Fetched {
-    pub(super) lines: Vec<LogLine>,
-    /// Number of the next line.
-    pub(super) next: u64,
+    pub(super) logs: Kept,
 }
 
 impl Slot {
@@ -72,7 +64,7 @@ impl Slot {
                 seen: None,
                 failed: None,
                 halted: None,
-                logs: BTreeMap::new(),
+                logs: Kept::default(),
             }),
         };
         if let Some(generation) = gone {
@@ -156,7 +148,7 @@ impl Slot {
             seen: None,
             failed: None,
             halted: None,
-            logs: BTreeMap::new(),
+            logs: Kept::default(),
         };
         state.record.fence.was_removed(generation);
         Ok(trash)
@@ -248,12 +240,18 @@ impl Slot {
                     let one = |one: &casemate_types::guest::Container| Container {
                         service: one.service.clone(),
                         image: one.image.clone(),
+                        digest: Some(one.digest.clone()).filter(|digest| !digest.is_empty()),
+                        running: one.running,
+                        exit_code: one.exit_code,
+                        restarts: one.restarts,
+                        started_at: one.started_at,
                     };
                     report.containers.iter().map(one).collect()
                 }
                 _ => Vec::new(),
             },
             ports: held.ports.clone(),
+            images: held.now.images.clone(),
             guest,
         })
     }
@@ -315,6 +313,7 @@ fn unreadable(vm: VmUuid, why: &str) -> Observed {
         last_downtime_ms: None,
         containers: Vec::new(),
         ports: Vec::new(),
+        images: Vec::new(),
     }
 }
 

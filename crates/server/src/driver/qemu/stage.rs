@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_types::compose::ComposeDoc;
-use casemate_types::guest::ImageRef;
+use casemate_types::guest::{self, ImageRef};
 use tempfile::TempPath;
 
 use super::record::Ready;
@@ -38,6 +38,12 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
     let document =
         ComposeDoc::parse(&spec.compose.text).map_err(|error| Error::Refused(error.to_string()))?;
     let services = document.runnable().map_err(|error| Error::Refused(error.to_string()))?;
+    if let (Some(sealed), Some(keys)) = (&spec.sealed_env, &host.keys)
+        // What does not open at all is told by whoever has the key.
+        && let Ok(vars) = keys.unseal(&machine.app_id, sealed)
+    {
+        guest::check_env(&vars, &document.allowed_envs()).map_err(Error::Refused)?;
+    }
     let login = login(&document);
     let mut images = Vec::<ImageRef>::new();
     for service in &services {

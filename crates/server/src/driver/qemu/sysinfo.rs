@@ -1,8 +1,8 @@
-//! What the system inside a machine says of itself: its agent is asked.
+//! What the system inside a machine says of itself, and what it measured: its agent is asked.
 
 use std::time::Duration;
 
-use casemate_types::guest::{Ask, Reply, Stats};
+use casemate_types::guest::{Ask, Evidence, Reply, Stats};
 use casemate_types::wire::{Disk, Sysinfo};
 
 use super::Host;
@@ -13,21 +13,37 @@ const ANSWER: Duration = Duration::from_secs(3);
 
 /// What the system says; nothing if it is off or does not answer.
 pub(super) async fn of(host: &Host, slot: &Slot) -> Option<Sysinfo> {
+    let image = slot.held()?.now.machine.spec.image;
+    match ask(host, slot, Ask::Stats).await? {
+        Reply::Stats(stats) => Some(sysinfo(stats, &image)),
+        other => unheard(slot, &other),
+    }
+}
+
+/// What the machine measured; nothing if it is off or does not answer.
+pub(super) async fn evidence(host: &Host, slot: &Slot) -> Option<Evidence> {
+    match ask(host, slot, Ask::Evidence).await? {
+        Reply::Evidence(evidence) => Some(*evidence),
+        other => unheard(slot, &other),
+    }
+}
+
+/// Asks a guest that is up.
+async fn ask(host: &Host, slot: &Slot, ask: Ask) -> Option<Reply> {
     let held = slot.held()?;
     if !slot.settle(host.clock.now()) || held.done_at.is_none() {
         return None;
     }
-    match slot.agent.ask(&host.clock, Ask::Stats, ANSWER).await {
-        Ok(Reply::Stats(stats)) => Some(sysinfo(stats, &held.now.machine.spec.image)),
-        Ok(other) => {
-            tracing::debug!(?other, vm = %slot.vm, "a guest does not say how it is");
-            None
-        }
-        Err(error) => {
-            tracing::debug!(%error, vm = %slot.vm, "a guest does not say how it is");
-            None
-        }
+    match slot.agent.ask(&host.clock, ask, ANSWER).await {
+        Ok(reply) => Some(reply),
+        Err(error) => unheard(slot, &error),
     }
+}
+
+/// Not the answer to what was asked.
+fn unheard<T>(slot: &Slot, answer: &dyn std::fmt::Debug) -> Option<T> {
+    tracing::debug!(?answer, vm = %slot.vm, "a guest does not say how it is");
+    None
 }
 
 fn sysinfo(stats: Stats, image: &str) -> Sysinfo {

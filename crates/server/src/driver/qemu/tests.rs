@@ -126,6 +126,7 @@ impl Rig for FakeRig {
         let mut machine = machine(revision);
         machine.spec.disk_gb = 1;
         machine.spec.memory_mb = 512;
+        machine.spec.sealed_env = Some(b"B=2,A=1".as_slice().into());
         machine
     }
 

@@ -36,6 +36,7 @@ impl SimConfig {
                     image("dstack-0.5.4", [0, 5, 4]),
                     Image { requires_gpu: true, ..image("dstack-nvidia-0.5.5", [0, 5, 5]) },
                 ],
+                own_guests: false,
             },
             boot_ms: 1500,
             stop_ms: 500,

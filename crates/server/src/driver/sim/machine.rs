@@ -156,6 +156,7 @@ impl Held {
                 .map(|boot| boot.containers.clone())
                 .unwrap_or_default(),
             ports: Vec::new(),
+            images: Vec::new(),
             guest,
         }
     }

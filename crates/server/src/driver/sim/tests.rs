@@ -240,7 +240,7 @@ async fn a_boot_follows_the_clock() {
     sim.sleep(1).await;
     let seen = sim.seen().await;
     assert_eq!(seen.guest, Guest::Done);
-    assert_eq!(seen.containers, [Container { service: "web".into(), image: "web:1".into() }]);
+    assert_eq!(seen.containers, [Container::running("web", "web:1")]);
     assert_eq!((seen.started_at, seen.stopped_at), (Some(sim.0.clock.now() - Duration::from_secs(6)), None));
 }
 

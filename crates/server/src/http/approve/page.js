@@ -14,6 +14,8 @@ let token = decodeURIComponent(location.hash.slice(1));
 let shown = null;
 let timer = 0;
 
+const isOpen = (approval) => ["open", "needs_attention"].includes(approval.state);
+
 function make(tag, text, kind) {
   const made = document.createElement(tag);
   if (text !== undefined) made.textContent = text;
@@ -46,7 +48,7 @@ async function load() {
     at("problem").hidden = false;
     if (!shown) { at("ask").hidden = false; return; }
   }
-  if (shown.state === "open") timer = setTimeout(load, POLL_MS);
+  if (isOpen(shown)) timer = setTimeout(load, POLL_MS);
 }
 
 function show(approval) {
@@ -67,10 +69,10 @@ function show(approval) {
     showDiff(approval.diff);
   }
   at("byline").textContent = "Asked for by " + approval.author + " on " + when(approval.created_at) + "."
-    + (approval.state === "open" ? " Can be committed until " + when(approval.expires_at) + "." : "");
+    + (isOpen(approval) ? " Can be committed until " + when(approval.expires_at) + "." : "");
   showBanner(approval);
   // Nobody is to sign for what cannot be committed any more.
-  const open = approval.state === "open" && !approval.problem;
+  const open = isOpen(approval) && !approval.problem;
   showStatus(approval.onchain_status);
   showCalls(open ? approval.calls : []);
   at("status").hidden = !open;
@@ -83,13 +85,13 @@ const when = (text) => new Date(text).toLocaleString(undefined, { dateStyle: "me
 function showBanner(approval) {
   const texts = {
     committed: ["Committed. Operation " + approval.correlation_id + " carries it out.", "good"],
-    superseded: ["A newer request has taken its place. Nothing can be committed here any more.", "bad"],
+    superseded: ["A newer request, approval " + approval.superseded_by + ", has taken its place. Nothing can be committed here any more.", "bad"],
     expired: ["Its time is over. Ask for the update again.", "bad"],
     cancelled: ["It was called off.", "bad"],
   };
   let [text, kind] = texts[approval.state] || ["", ""];
-  if (approval.state === "open" && approval.needs_attention) [text, kind] = ["It does not go on by itself: " + approval.needs_attention, ""];
-  if (approval.state === "open" && approval.problem) [text, kind] = ["It can no longer run as it was asked for: " + approval.problem, "bad"];
+  if (approval.state === "needs_attention") [text, kind] = ["It needs attention and does not go on by itself: " + approval.needs_attention, ""];
+  if (isOpen(approval) && approval.problem) [text, kind] = ["It can no longer run as it was asked for: " + approval.problem, "bad"];
   at("banner").className = "note " + kind;
   if (at("banner").textContent !== text) at("banner").textContent = text;
   at("banner").hidden = !text;
@@ -129,12 +131,13 @@ function showCalls(calls) {
 }
 
 function showDecision(approval) {
-  const open = approval.state === "open";
+  const open = isOpen(approval);
   const allowed = approval.onchain_status !== null && approval.onchain_status.is_allowed;
   at("decide").hidden = !open || Boolean(approval.problem);
   at("commit").disabled = !open || !allowed || busy;
   at("why").textContent = allowed
     ? "The contract allows it. Committing restarts the machine with the new configuration."
+    : approval.auto_commit ? "The server commits it as soon as the contract allows both the hash and the device. This page keeps looking."
     : "As soon as the contract allows both the hash and the device, it can be committed here. This page keeps looking.";
   at("auto").hidden = token.startsWith("ct_");
   at("auto").textContent = approval.auto_commit ? "Do not commit by itself" : "Commit by itself once allowed";

@@ -10,7 +10,7 @@ use super::telemetry::up;
 use crate::app::App;
 use crate::cvm::spec::sha256;
 use crate::cvm::state::Cvm;
-use crate::driver::Observed;
+use crate::driver::{self, Observed};
 use crate::error::Result;
 use crate::http::error::answer;
 use crate::http::extract::On;
@@ -52,18 +52,41 @@ pub fn service_of(name: &str) -> &str {
 }
 
 fn containers(app: &App, cvm: &Cvm, seen: &Observed) -> Vec<wire::Container> {
-    let uptime = view::uptime(app, seen);
-    let container = |container: &crate::driver::Container| wire::Container {
+    let container = |container: &driver::Container| wire::Container {
         // The node names no id, and readers want one that stays.
         id: hex::encode(sha256(format!("{}/{}", cvm.vm_uuid, container.service).as_bytes())),
         names: vec![format!("/{}", container_name(&container.service))],
         image: container.image.clone(),
-        image_id: String::new(),
+        image_id: container.digest.clone().unwrap_or_default(),
         command: None,
-        created: seen.started_at.map_or(0, |at| at.as_second()),
-        state: "running".to_owned(),
-        status: uptime.as_ref().map_or_else(|| "Up".to_owned(), |uptime| format!("Up {uptime}")),
+        created: container.started_at.or(seen.started_at).map_or(0, |at| at.as_second()),
+        state: state(container).to_owned(),
+        status: status(app, seen, container),
         log_endpoint: Some(view::container_log_url(app, cvm.vm_uuid, &container_name(&container.service))),
     };
     seen.containers.iter().map(container).collect()
+}
+
+/// In docker's words.
+fn state(container: &driver::Container) -> &'static str {
+    match (container.running, container.exit_code) {
+        (true, _) => "running",
+        (false, Some(_)) => "exited",
+        (false, None) => "created",
+    }
+}
+
+/// The same, for people: how long, how it ended, and how often it was started again.
+fn status(app: &App, seen: &Observed, container: &driver::Container) -> String {
+    let up = container.started_at.or(seen.started_at).map(|at| view::since(app, at));
+    let status = match (container.running, container.exit_code) {
+        (true, _) => up.map_or_else(|| "Up".to_owned(), |up| format!("Up {up}")),
+        (false, Some(code)) => format!("Exited ({code})"),
+        (false, None) => "Created".to_owned(),
+    };
+    match container.restarts {
+        0 => status,
+        1 => format!("{status}, started again once"),
+        times => format!("{status}, started again {times} times"),
+    }
 }

@@ -56,7 +56,7 @@ fn provisioned(app: &App, prepared: &Prepared) -> Result<Answer> {
         instance_type: view::instance_type(spec).map(str::to_owned),
         teepod_id: Some(*node_id),
         node_id: Some(*node_id),
-        warnings: plan::warnings(spec),
+        warnings: plan::warnings(spec, app.config.kms_is_contract_owned(kms)),
     };
     Ok(json(StatusCode::OK, &answer))
 }

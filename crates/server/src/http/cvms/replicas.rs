@@ -170,13 +170,13 @@ async fn commit(
     if asked.compose_hash.is_some_and(|hash| hash != found.compose_hash) {
         return Err(commit_token::refused("it belongs to another compose hash"));
     }
-    commit_token::still_good(app, &found, Named::Token)?;
     let render = {
         let (app, version) = (app.clone(), caller.version);
         move |created: &Created| record(&app, version, form, created)
     };
     let receipt: Option<Receipt<Created>> = caller.receipt(render.clone());
-    let created = replica::commit(app, &source, &found, asked.transaction_hash, author, receipt).await?;
+    let created =
+        replica::commit(app, &source, &found, Named::Token, asked.transaction_hash, author, receipt).await?;
     render(&created)
 }
 

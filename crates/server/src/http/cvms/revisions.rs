@@ -35,6 +35,11 @@ pub async fn cvm_revisions(State(app): State<App>, on: On, params: Params) -> Re
         created_at: revision.created_at,
         of: revision.content_of,
         current: revision.number == on.cvm.revision,
+        images: revision
+            .images
+            .into_iter()
+            .map(|image| wire::ImageDigest { reference: image.reference, digest: image.digest })
+            .collect(),
     };
     let items = revisions.into_iter().map(shown).collect();
     Ok(answer(StatusCode::OK, &wire::RevisionPage { items, next_cursor }))

@@ -69,19 +69,22 @@ pub async fn cvm_stats(State(app): State<App>, on: On) -> Result<Response> {
 
 /// Get network information
 ///
-/// How the CVM is reached through the gateway, if there is one.
+/// How the CVM is reached: through the gateway, if there is one, and on its node's loopback address, if the node publishes
+/// ports there.
 #[utoipa::path(get, path = "/cvms/{id}/network", tag = "telemetry",
     responses((status = 200, description = "The information", body = wire::CvmNetwork)))]
 pub async fn cvm_network(State(app): State<App>, on: On) -> Result<Response> {
     let shown = Shown::of(&app.store.spec(on.cvm.id, on.cvm.revision)?);
     let seen = up(&app, &on.cvm).await?;
+    let mut public_urls = view::endpoints(&app, &on.cvm.app_id, on.cvm.instance_id.as_ref());
+    public_urls.extend(seen.iter().flat_map(|seen| view::local_endpoints(&seen.ports)));
     let network = wire::CvmNetwork {
         is_online: seen.is_ok(),
         is_public: shown.flag(Flag::PublicSysinfo),
         error: seen.err(),
         internal_ip: None,
         latest_handshake: None,
-        public_urls: Some(view::endpoints(&app, &on.cvm.app_id, on.cvm.instance_id.as_ref())),
+        public_urls: Some(public_urls),
     };
     Ok(answer(StatusCode::OK, &network))
 }

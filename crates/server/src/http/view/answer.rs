@@ -51,7 +51,7 @@ pub fn detail(app: &App, of: &Cvm, version: ApiVersion) -> Result<DetailAnswer> 
         return Ok(DetailAnswer::Cvm(text(app, of, Detail::Whole)?));
     }
     let spec = app.store.spec(of.id, of.revision)?;
-    Ok(DetailAnswer::Flat(Box::new(flat(app, of, &spec))))
+    Ok(DetailAnswer::Flat(Box::new(flat(app, of, &spec)?)))
 }
 
 /// A CVM in its app.

@@ -17,13 +17,12 @@ use crate::workflow::{allowance, approval as workflow, onchain, replica};
 
 /// One approval.
 pub fn approval(app: &App, approval: &Approval) -> wire::Approval {
-    let overdue = approval.state == ApprovalState::Open && approval.expires_at <= app.clock.now();
     wire::Approval {
         id: approval.id.to_string(),
         cvm_id: approval.cvm.clone(),
         cvm_name: approval.cvm_name.clone(),
         purpose: approval.purpose.as_str().to_owned(),
-        state: if overdue { ApprovalState::Expired } else { approval.state }.as_str().into(),
+        state: approval.state_at(app.clock.now()).into(),
         compose_hash: approval.compose_hash,
         app_id: approval.app_id,
         author: approval.username.clone(),
@@ -31,6 +30,10 @@ pub fn approval(app: &App, approval: &Approval) -> wire::Approval {
         needs_attention: approval.attention.clone(),
         correlation_id: match approval.state {
             ApprovalState::Committed(op) => Some(op),
+            _ => None,
+        },
+        superseded_by: match approval.state {
+            ApprovalState::Superseded(by) => Some(by.to_string()),
             _ => None,
         },
         created_at: approval.created_at,

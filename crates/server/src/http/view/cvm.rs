@@ -4,8 +4,8 @@ use casemate_types::compose::Flag;
 use casemate_types::wire;
 
 use super::{
-    Shown, endpoints, env_public_key, guest, instance_type, kms_info, kms_type, log_urls, node_ref, os_ref,
-    syslog_url, teepod_ref, user_ref, workspace_ref,
+    Shown, addresses, endpoints, env_public_key, guest, instance_type, kms_info, kms_type, log_urls,
+    node_ref, os_ref, syslog_url, teepod_ref, user_ref, workspace_ref,
 };
 use crate::app::App;
 use crate::cvm::spec::Spec;
@@ -30,7 +30,10 @@ pub enum Detail {
 pub fn cvm(app: &App, cvm: &Cvm, spec: &Spec, detail: Detail) -> Result<wire::Cvm> {
     let doc = Shown::of(spec);
     let account = app.store.account(cvm.workspace_id)?;
-    let endpoints = endpoints(app, &cvm.app_id, cvm.instance_id.as_ref());
+    let endpoints = match detail {
+        Detail::Whole => addresses(app, cvm)?,
+        Detail::Item => endpoints(app, &cvm.app_id, cvm.instance_id.as_ref()),
+    };
     let key = env_public_key(app, &cvm.kms, &cvm.app_id);
     let contract = app.config.contract_kms(&cvm.kms);
     Ok(wire::Cvm {
@@ -133,9 +136,12 @@ fn contract_address(app: &App, cvm: &Cvm) -> Option<String> {
 }
 
 /// A CVM by itself, before API version 2026-01-21.
-pub fn flat(app: &App, cvm: &Cvm, spec: &Spec) -> wire::CvmFlat {
+///
+/// # Errors
+/// Those of the store.
+pub fn flat(app: &App, cvm: &Cvm, spec: &Spec) -> Result<wire::CvmFlat> {
     let shown = Shown::of(spec);
-    wire::CvmFlat {
+    Ok(wire::CvmFlat {
         id: cvm.id,
         name: cvm.name.clone(),
         status: cvm.status.as_str().into(),
@@ -162,11 +168,11 @@ pub fn flat(app: &App, cvm: &Cvm, spec: &Spec) -> wire::CvmFlat {
         contract_address: contract_address(app, cvm),
         deployer_address: None,
         scheduled_delete_at: None,
-        public_urls: endpoints(app, &cvm.app_id, cvm.instance_id.as_ref()),
+        public_urls: addresses(app, cvm)?,
         gateway_domain: app.config.gateway_domain.clone(),
         machine_info: Some(machine_info(spec)),
         updated_at: Some(cvm.updated_at),
-    }
+    })
 }
 
 /// A CVM in a list, before API version 2026-01-21.

@@ -20,8 +20,11 @@ pub use compose::Shown;
 pub use cvm::{Detail, cvm, flat, hosted, machine_info};
 pub use logs::{container_log_url, log_urls, signature_holds, syslog_url};
 pub use operation::{operation, operation_detail};
-pub use place::{endpoints, instance_type, node_ref, os_ref, teepod_ref, user_ref, workspace_ref};
-pub use telemetry::{Guest, guest, observed, uptime};
+pub use place::{
+    addresses, endpoints, instance_type, local_endpoints, node_ref, os_ref, teepod_ref, user_ref,
+    workspace_ref,
+};
+pub use telemetry::{Guest, guest, observed, since, uptime};
 pub use text::{Still, Stills, Text, text};
 pub use vm::{vm, vm_created};
 

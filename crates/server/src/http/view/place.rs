@@ -6,7 +6,9 @@ use casemate_types::wire;
 use crate::app::{App, Node};
 use crate::cvm::plan::INSTANCE_TYPES;
 use crate::cvm::spec::Spec;
-use crate::driver::Image;
+use crate::cvm::state::Cvm;
+use crate::driver::{Image, Port, Report};
+use crate::error::Result;
 use crate::store::Account;
 
 /// The node with this number.
@@ -88,4 +90,27 @@ pub fn endpoints(app: &App, app_id: &AppId, instance: Option<&InstanceId>) -> Ve
     let address = |id: &dyn std::fmt::Display| format!("https://{id}-80.{domain}");
     let instance = instance.map_or_else(|| address(app_id), |id| address(id));
     vec![wire::Endpoint { app: address(app_id), instance }]
+}
+
+/// Where published ports are reached on the host of a node.
+pub fn local_endpoints(ports: &[Port]) -> Vec<wire::Endpoint> {
+    let endpoint = |port: &Port| {
+        let address = format!("http://127.0.0.1:{}", port.host);
+        wire::Endpoint { app: address.clone(), instance: address }
+    };
+    ports.iter().map(endpoint).collect()
+}
+
+/// Every address of a CVM: the public ones, and where its node last said that ports are reached.
+///
+/// # Errors
+/// Those of the store.
+pub fn addresses(app: &App, cvm: &Cvm) -> Result<Vec<wire::Endpoint>> {
+    let mut all = endpoints(app, &cvm.app_id, cvm.instance_id.as_ref());
+    // Most nodes publish none: the report is not worth reading.
+    if app.node(cvm.node_id).is_some_and(|node| node.driver.abilities().ports) {
+        let seen = app.store.report(cvm.id)?.as_ref().and_then(Report::read);
+        all.extend(seen.iter().flat_map(|seen| local_endpoints(&seen.ports)));
+    }
+    Ok(all)
 }

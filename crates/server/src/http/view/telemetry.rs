@@ -1,5 +1,7 @@
 //! What a node last reported of a machine, in the words of the wire.
 
+use std::net::Ipv4Addr;
+
 use casemate_types::wire;
 use jiff::Timestamp;
 
@@ -67,7 +69,12 @@ pub fn guest(app: &App, cvm: &Cvm) -> Result<Guest> {
 
 /// How long a machine has run, for people.
 pub fn uptime(app: &App, seen: &Observed) -> Option<String> {
-    seen.started_at.map(|since| duration(since, app.clock.now()))
+    seen.started_at.map(|at| since(app, at))
+}
+
+/// How long ago something was, for people.
+pub fn since(app: &App, at: Timestamp) -> String {
+    duration(at, app.clock.now())
 }
 
 /// `3h 2m`: the two largest units.
@@ -114,7 +121,13 @@ pub fn observed(seen: &Observed) -> wire::Observed {
             LastStop::Crashed => wire::LastStop::Crashed,
         }),
         last_downtime_ms: seen.last_downtime_ms,
+        ports: seen.ports.iter().map(reached).collect(),
     }
+}
+
+/// Nodes give out ports of their host's loopback address.
+fn reached(port: &driver::Port) -> wire::ReachedPort {
+    wire::ReachedPort { port: port.guest, at: (Ipv4Addr::LOCALHOST, port.host).into() }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::cvm::progress;
-use super::{Detail, cvm, endpoints, log_urls, node_ref, os_ref};
+use super::{Detail, addresses, cvm, endpoints, log_urls, node_ref, os_ref};
 use crate::app::{App, Node};
 use crate::cache::Cache;
 use crate::cvm::state::Cvm;
@@ -174,7 +174,10 @@ impl Stills {
 /// Those of the store.
 pub fn text(app: &App, cvm: &Cvm, detail: Detail) -> Result<Text> {
     let still = still(app, cvm)?;
-    let endpoints = endpoints(app, &cvm.app_id, cvm.instance_id.as_ref());
+    let endpoints = match detail {
+        Detail::Whole => addresses(app, cvm)?,
+        Detail::Item => endpoints(app, &cvm.app_id, cvm.instance_id.as_ref()),
+    };
     let moving = Moving {
         name: &cvm.name,
         instance_id: cvm.instance_id,

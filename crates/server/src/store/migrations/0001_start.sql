@@ -200,6 +200,7 @@ CREATE TABLE revision (
   user_id       INTEGER,                       -- NULL: the server itself
   op            BLOB NOT NULL,
   created_at    INTEGER NOT NULL,
+  images        TEXT,                          -- JSON: what the images of its services were resolved to, once its node said so
   PRIMARY KEY (cvm_id, number),
   -- What is said to be stored is stored, or the revision could never run.
   FOREIGN KEY (cvm_id, compose_hash) REFERENCES body,
@@ -289,6 +290,7 @@ CREATE TABLE approval (
   attention     TEXT,                          -- why auto-commit waits for somebody
   op            BLOB,
   evidence      TEXT,                          -- JSON
+  superseded_by BLOB CHECK ((superseded_by IS NOT NULL) = (state = 'superseded')), -- the approval that took its place
   user_id       INTEGER NOT NULL,
   created_at    INTEGER NOT NULL,
   expires_at    INTEGER NOT NULL,

@@ -6,10 +6,10 @@ use casemate_chain::dev::forge_calldata;
 use casemate_chain::{Action, ChainConfig};
 use casemate_server::workflow::operation::{FailCode, State};
 use casemate_types::ids::{ComposeHash, DeviceId, TxHash};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::site::{OWNER, STRANGER, Site, assert_467, assert_468, image};
-use crate::approvals::text;
+use crate::approvals::{code, hash, text};
 
 const NOT_THIS_HASH: &str = "does not register this compose hash on the app's contract";
 const UNKNOWN: &str = "not known on the chain yet; try again";
@@ -85,6 +85,27 @@ async fn a_hash_that_was_allowed_and_then_removed_is_refused_until_it_is_back() 
     site.register(prepared.asked).await;
     site.commit(&prepared.token, &first).await.expect(202);
     site.assert_becomes(prepared.asked, boots + 1).await;
+}
+
+#[tokio::test]
+async fn visibility_is_updated_once_its_hash_is_registered() {
+    let site = Site::start().await;
+    let boots = site.boots().await;
+    let path = site.path("/visibility");
+    let (change, other) = (json!({ "public_logs": false }), json!({ "public_sysinfo": false }));
+    let asked = hash(&site.client.patch(&path, change.clone()).await);
+    let confirm = async |tx: &str, body: &Value| {
+        let client = site.client.header("x-compose-hash", asked.to_string());
+        client.header("x-transaction-hash", tx).patch(&path, body.clone()).await
+    };
+    assert_468(&confirm("already-registered", &change).await);
+    let tx = format!("0x{}", site.register(asked).await);
+    assert_eq!(code(&confirm(&tx, &other).await, 466), "ERR-01-006", "this leads to another hash");
+    site.assert_untouched(boots).await;
+    assert_eq!(confirm(&tx, &change).await.expect(200)["public_logs"], false);
+    site.assert_becomes(asked, boots + 1).await;
+    let now = site.client.json(&site.path("")).await;
+    assert_eq!((&now["public_logs"], &now["public_sysinfo"]), (&json!(false), &json!(true)), "{now}");
 }
 
 #[tokio::test]

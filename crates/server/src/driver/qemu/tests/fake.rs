@@ -159,7 +159,11 @@ impl Guest {
                 let last = (from + limit as u64).min(7);
                 Reply::Logs(Lines { lines: (from..last).map(line).collect(), next: last.max(from) })
             }
-            Ask::Evidence => Reply::Evidence(Box::new(Evidence { events: vec![], rtmr3: String::new() })),
+            Ask::Evidence => Reply::Evidence(Box::new(Evidence {
+                events: vec![],
+                rtmr3: String::new(),
+                app_compose: self.config.compose.clone(),
+            })),
             Ask::PowerOff => Reply::Done,
         }
     }

@@ -94,6 +94,25 @@ async fn a_machine_that_died_while_nobody_looked_is_started_again() {
 }
 
 #[tokio::test]
+async fn machines_go_down_with_their_host_and_come_up_with_it() {
+    let mut rig = rig();
+    create(&rig, &rig.machine(1)).await.unwrap();
+    until(&rig, is_done).await;
+    rig.qemu().shut_down(Duration::from_secs(10)).await;
+    assert!(rig.process().is_none());
+    rig.open();
+    let again = until(&rig, |seen| seen.boot_count == 2 && is_done(seen)).await;
+    assert_eq!(again.last_stop, Some(LastStop::Graceful));
+
+    // One that was turned off stays so.
+    rig.qemu().ensure_stopped(at(2), Stop::Force).await.unwrap();
+    rig.qemu().shut_down(Duration::from_secs(10)).await;
+    rig.open();
+    assert!(!rig.qemu().host.slot(VM).held().unwrap().meant_on);
+    assert_eq!(rig.qemu().observe(&[VM]).await.unwrap()[0].guest, Guest::Off);
+}
+
+#[tokio::test]
 async fn a_machine_that_goes_on_running_is_the_same_process() {
     let mut rig = rig();
     create(&rig, &rig.machine(1)).await.unwrap();
@@ -233,6 +252,14 @@ async fn what_is_missing_is_named_before_anything_is_touched() {
         let error = rig.qemu().ensure_staged(at(generation), &with(compose)).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         assert_eq!(until(&rig, |_| true).await, Observed { generation, ..before.clone() });
+    }
+    for (generation, variables, expected) in
+        [(5, &b"A=1,B=2,C=3"[..], "has `C`, which `allowed_envs` does not name"), (6, b"A=1", "has no `B`")]
+    {
+        let mut machine = rig.machine(2);
+        machine.spec.sealed_env = Some(variables.into());
+        let error = rig.qemu().ensure_staged(at(generation), &machine).await.unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
     }
 }
 

@@ -52,6 +52,7 @@ fn assert_in_order(rig: &FakeRig, seen: &Observed, what: &str) {
     let known = [
         "agent.sock",
         "boot.json",
+        "containers.json",
         "data.img",
         "machine.json",
         "qemu.log",
