@@ -30,6 +30,7 @@ mod scene;
 mod slow_guests;
 mod sweeps;
 mod sweeps_of_approvals;
+mod sweeps_of_qemu;
 mod updates;
 mod vm_inside;
 mod watching;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -33,7 +33,9 @@ impl ImageStore {
         make.create(folder.join("tmp"))?;
         let layout = folder.join("oci-layout");
         if !layout.exists() {
-            std::fs::write(layout, r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+            let mut out =
+                OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(layout)?;
+            out.write_all(br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
         Ok(Self { folder, pulls: Arc::default() })
     }
@@ -79,8 +81,9 @@ impl ImageStore {
 
     /// From now on, `reference` means this manifest.
     pub(super) fn name(&self, reference: &Reference, digest: &str) -> Result<()> {
+        let mut lock = OpenOptions::new();
         let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).open(self.folder.join("lock"))?;
+            lock.create(true).truncate(false).write(true).mode(0o600).open(self.folder.join("lock"))?;
         fs4::FileExt::lock(&lock)?;
         let name = Reference { digest: None, ..reference.clone() }.to_string();
         let mut index = self.index()?;

@@ -132,6 +132,8 @@ pub(super) async fn canary(
         prepare(host, image, accelerator).map_err(|error| format!("{}: {error}", folder.display()))?;
     let process =
         Process::spawn(&host.config.program, &prepared, &folder).map_err(|error| error.to_string())?;
+    // Also if the node is closed meanwhile.
+    let _ends = Ends(process.clone());
     let agent = Agent::new(folder);
     let answers = async {
         loop {
@@ -151,6 +153,15 @@ pub(super) async fn canary(
     process.ended().await;
     clean_up(host);
     outcome
+}
+
+/// A process that ends with this.
+struct Ends(Process);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
 }
 
 fn prepare(host: &Host, image: &OsImage, accelerator: Accelerator) -> std::io::Result<Vec<String>> {
@@ -173,7 +184,7 @@ fn prepare(host: &Host, image: &OsImage, accelerator: Accelerator) -> std::io::R
     files::replace(&folder, command::BOOT, &serde_json::to_vec(&config)?)?;
     let archive = "images.tar".to_owned();
     for file in [command::DATA, &archive] {
-        std::fs::File::create(folder.join(file))?.set_len(1 << 20)?;
+        files::create(&folder.join(file))?.set_len(1 << 20)?;
     }
     Ok(command::arguments(&command::Boot {
         vm: config.vm,

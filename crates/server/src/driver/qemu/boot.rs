@@ -11,11 +11,8 @@ use super::config::Accelerator;
 use super::process::Process;
 use super::record::{Held, On, Ready};
 use super::slot::{Slot, lost};
-use super::{Host, calls, command, console, files, ports, process, qmp, stage, watch};
+use super::{Host, calls, command, console, disk, files, ports, process, qmp, stage, watch};
 use crate::driver::{Error, Result};
-
-/// How long QEMU may take to answer after it was started.
-const ANSWERS: Duration = Duration::from_secs(15);
 
 /// Leave to boot a machine.
 pub(super) async fn permit(host: &Host) -> OwnedSemaphorePermit {
@@ -25,7 +22,7 @@ pub(super) async fn permit(host: &Host) -> OwnedSemaphorePermit {
 /// Starts the machine's process, in the machine's turn. The permit is given back when the guest is up, or does not come up.
 ///
 /// # Errors
-/// `Refused` if something that it needs has gone; `BootFailed` if QEMU does not take it. It is off then, and stays so.
+/// `Refused` if something that it needs has gone; `BootFailed` if QEMU does not take it. It is off then.
 pub(super) async fn boot(
     host: &Arc<Host>,
     slot: &Arc<Slot>,
@@ -33,9 +30,12 @@ pub(super) async fn boot(
     permit: OwnedSemaphorePermit,
 ) -> Result<()> {
     let Some(held) = slot.held() else { return Ok(()) };
-    slot.lock().failed = None;
+    {
+        let mut state = slot.lock();
+        (state.failed, state.halted) = (None, None);
+    }
     let booted = match files_for(host, slot, &held, accelerator).await {
-        Ok((arguments, ports)) => spawn(host, slot, &arguments, ports).await,
+        Ok(arguments) => spawn(host, slot, &arguments).await,
         Err(error) => Err(error),
     };
     match booted {
@@ -45,10 +45,7 @@ pub(super) async fn boot(
         }
         Err(error) => {
             let (now, text) = (host.clock.now(), error.to_string());
-            slot.happened(|held| {
-                held.meant_on = false;
-                held.went_down(now);
-            });
+            slot.happened(|held| held.went_down(now));
             slot.lock().failed = Some(text);
             Err(error)
         }
@@ -61,7 +58,7 @@ async fn files_for(
     slot: &Slot,
     held: &Held,
     accelerator: Accelerator,
-) -> Result<(Vec<String>, Vec<crate::driver::Port>)> {
+) -> Result<Vec<String>> {
     let ready = &held.now;
     let spec = &ready.machine.spec;
     let image = host.os_images.get(&spec.image).map_err(Error::Refused)?;
@@ -72,13 +69,18 @@ async fn files_for(
             spec.image
         )));
     }
-    if !slot.folder.join(command::DATA).is_file() {
-        return Err(Error::Refused("its data disk is gone".into()));
+    if !disk::is_there(&slot.folder) {
+        return Err(Error::Refused(disk::GONE.into()));
     }
     stage::restore(host, slot, ready).await?;
     // Somebody may have taken one since it was last on.
-    let ports =
-        ports::place(&ready.ports, &held.ports, &calls::taken_ports(host, slot)).map_err(Error::Refused)?;
+    let ports = {
+        let _room = host.room.lock().await;
+        let taken = calls::taken_ports(host, slot);
+        let ports = ports::place(&ready.ports, &held.ports, &taken).map_err(Error::Refused)?;
+        slot.change(|record| record.held.iter_mut().for_each(|held| held.ports.clone_from(&ports)))?;
+        ports
+    };
     let config = boot_config(slot.vm, held.boot_count + 1, ready);
     let bytes = serde_json::to_vec(&config).expect("text as keys, and nothing that can fail");
     files::replace(&slot.folder, command::BOOT, &bytes).map_err(lost)?;
@@ -102,9 +104,9 @@ async fn files_for(
         initrd: image.initrd,
         kernel_line: image.kernel_line,
         archive: ready.archive.clone(),
-        ports: ports.clone(),
+        ports,
     });
-    Ok((arguments, ports))
+    Ok(arguments)
 }
 
 fn boot_config(vm: VmUuid, boot: u64, ready: &Ready) -> BootConfig {
@@ -126,12 +128,7 @@ fn boot_config(vm: VmUuid, boot: u64, ready: &Ready) -> BootConfig {
 }
 
 /// Starts the process and waits until it answers. Number of the boot, and the process.
-async fn spawn(
-    host: &Host,
-    slot: &Slot,
-    arguments: &[String],
-    ports: Vec<crate::driver::Port>,
-) -> Result<(u64, Process)> {
+async fn spawn(host: &Host, slot: &Slot, arguments: &[String]) -> Result<(u64, Process)> {
     let now = host.clock.now();
     // Written before the process is there: whoever finds no process in it looks for one in the folder.
     let boot = slot.change(|record| {
@@ -141,7 +138,6 @@ async fn spawn(
         held.on = Some(On { process: None, going_down: None });
         held.started_at = Some(now);
         held.done_at = None;
-        held.ports = ports;
         Some(held.boot_count)
     })?;
     let process = Process::spawn(&host.config.program, arguments, &slot.folder)
@@ -158,7 +154,7 @@ async fn spawn(
         process.ended().await;
         return Err(error);
     }
-    let deadline = now + ANSWERS;
+    let deadline = now + host.config.pace.answers;
     loop {
         if !process.is_alive() {
             let words = console::last_words(&slot.folder, process::ERRORS);

@@ -9,7 +9,7 @@ use casemate_types::guest::{Ask, Phase};
 
 use super::record::Held;
 use super::slot::{Slot, lost, refuse};
-use super::{Host, accel, boot, disk, logs, ports, process, qmp, stage};
+use super::{Host, accel, boot, command, disk, files, logs, ports, process, qmp, stage};
 use crate::driver::fence::{Entry, Stage};
 use crate::driver::{AfterTimeout, At, Error, LastStop, Machine, Result, Stop, Stopped};
 
@@ -29,6 +29,9 @@ pub(super) async fn stage(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
         if slot.enter(at, Stage::Staged)? == Entry::Passed {
             return Ok(());
         }
+    }
+    if slot.held().is_some_and(|held| held.disk_gb > 0) && !disk::is_there(&slot.folder) {
+        return refuse(disk::GONE);
     }
     host.fits(slot, &machine.spec)?;
     // It may take long, and others are to get in meanwhile.
@@ -66,12 +69,16 @@ pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) 
             match how {
                 Stop::Graceful { timeout, .. } if waited < timeout => {
                     if asks.count == 0 {
-                        going_down(slot, LastStop::Graceful)?;
+                        going_down(slot, Some(LastStop::Graceful))?;
                     }
                 }
-                Stop::Graceful { then: AfterTimeout::GiveUp, .. } => return Ok(Stopped::StillRunning),
+                Stop::Graceful { then: AfterTimeout::GiveUp, .. } => {
+                    // If it goes down later, nobody wants that any more.
+                    going_down(slot, None)?;
+                    return Ok(Stopped::StillRunning);
+                }
                 Stop::Graceful { then: AfterTimeout::Force, .. } | Stop::Force => {
-                    going_down(slot, LastStop::Forced)?;
+                    going_down(slot, Some(LastStop::Forced))?;
                     // Who cuts the power is in a hurry; a guest that is well answers at once.
                     host.clock.within(LAST_LINES, logs::fetch_all(host, slot)).await;
                     logs::keep(slot).await;
@@ -129,17 +136,23 @@ fn is_stopping(slot: &Slot) -> bool {
         .is_some_and(|(report, _)| report.phase == Phase::Stopping && Some(report.boot) == boot)
 }
 
-fn going_down(slot: &Slot, how: LastStop) -> Result<()> {
+fn going_down(slot: &Slot, how: Option<LastStop>) -> Result<()> {
     slot.change(|record| {
         if let Some(on) = record.held.as_mut().and_then(|held| held.on.as_mut()) {
-            on.going_down = Some(how);
+            on.going_down = how;
         }
     })
 }
 
 /// Cuts the power of the machine's process, and waits until it is gone.
 pub(super) async fn cut_power(host: &Host, slot: &Slot) -> Result<()> {
-    let Some(process) = slot.process() else { return Ok(()) };
+    match slot.process() {
+        Some(process) => end(host, &process).await,
+        None => Ok(()),
+    }
+}
+
+async fn end(host: &Host, process: &process::Process) -> Result<()> {
     process.kill().map_err(|error| Error::Unreachable(format!("its process cannot be ended: {error}")))?;
     let late = || Error::Unreachable(format!("process {} does not end", process.pid()));
     host.clock.within(KILLED, process.ended()).await.ok_or_else(late)
@@ -167,8 +180,6 @@ pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
     if on {
         return refuse("the machine is on; it has to be off for a new configuration");
     }
-    let _room = host.room.lock().await;
-    host.fits(slot, &machine.spec)?;
     // The files that were staged are the ones that come into force. Those from before need nothing from outside.
     let staged =
         slot.lock().record.staged.clone().filter(|staged| staged.machine.revision == machine.revision);
@@ -178,6 +189,8 @@ pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
         Some(ready) => ready,
         None => stage::prepare(host, slot, machine).await?.keep(slot)?,
     };
+    let _room = host.room.lock().await;
+    host.fits(slot, &machine.spec)?;
     let has = held.as_ref().map_or(0, |held| held.disk_gb);
     let disk_gb = ready.machine.spec.disk_gb;
     disk::ensure(&slot.folder, has, disk_gb).await.map_err(Error::Refused)?;
@@ -256,7 +269,9 @@ pub(super) async fn start(host: &Arc<Host>, slot: &Arc<Slot>, at: At) -> Result<
     }
     if !slot.settle(host.clock.now()) {
         slot.change(|record| record.held.iter_mut().for_each(|held| held.restarts = 0))?;
-        boot::boot(host, slot, accelerator, permit).await?;
+        // Whoever asked hears of it, and decides what follows.
+        let given_up = |_: &Error| slot.happened(|held| held.meant_on = false);
+        boot::boot(host, slot, accelerator, permit).await.inspect_err(given_up)?;
     }
     slot.reach(Stage::Started)
 }
@@ -265,27 +280,34 @@ pub(super) async fn start(host: &Arc<Host>, slot: &Arc<Slot>, at: At) -> Result<
 pub(super) async fn remove(host: &Arc<Host>, slot: &Arc<Slot>, at: At) -> Result<()> {
     let _turn = slot.turn.lock().await;
     if slot.enter(at, Stage::Absent)? == Entry::Passed {
-        return Ok(());
+        // Unless the last of its files could not be deleted, there is nothing.
+        return delete(&slot.trash()).map_err(lost);
     }
+    slot.happened(|held| {
+        held.meant_on = false;
+        held.on.iter_mut().for_each(|on| on.going_down = Some(LastStop::Forced));
+    });
     cut_power(host, slot).await?;
     if slot.folder.exists()
         && let Some(process) = process::Process::in_folder(&slot.folder)
     {
         // One that the record does not name, since it cannot be read or was never written.
-        process
-            .kill()
-            .map_err(|error| Error::Unreachable(format!("its process cannot be ended: {error}")))?;
-        host.clock.within(KILLED, process.ended()).await;
+        end(host, &process).await?;
     }
     slot.agent.hang_up().await;
-    host.gone().add(slot.vm, at.generation).map_err(lost)?;
-    delete(&slot.folder).map_err(lost)?;
-    slot.removed(at.generation);
-    Ok(())
+    let noted = host.gone().add(slot.vm, at.generation);
+    if noted.is_err() {
+        // Where the disk is full, what is to be removed has to make room for the note.
+        let emptied = files::change(&slot.folder.join(command::DATA)).and_then(|disk| disk.set_len(0));
+        emptied.and_then(|()| host.gone().add(slot.vm, at.generation)).map_err(lost)?;
+    }
+    let trash = slot.removed(at.generation).map_err(lost)?;
+    delete(&trash).map_err(lost)
 }
 
 /// Deletes a folder, which may not be there.
 pub(super) fn delete(folder: &std::path::Path) -> std::io::Result<()> {
+    files::gate(folder)?;
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),

@@ -53,7 +53,8 @@ pub(super) fn arguments(boot: &Boot) -> Vec<String> {
     let text = str::to_owned;
     let pairs: Vec<(&str, String)> = vec![
         ("-name", boot.vm.0.simple().to_string()),
-        ("-machine", text("q35")),
+        // A core dump would have what its services keep secret.
+        ("-machine", text("q35,dump-guest-core=off")),
         ("-accel", text(accelerator)),
         ("-cpu", text(cpu)),
         ("-smp", boot.vcpu.to_string()),

@@ -38,6 +38,8 @@ pub struct Pace {
     pub up: Duration,
     /// A guest that did not answer for so long is said not to.
     pub silent: Duration,
+    /// How long the hypervisor may take to answer after it was started.
+    pub answers: Duration,
     /// How long a boot keeps others from beginning, at most.
     pub boot_turn: Duration,
     /// Before a machine that went down by itself is turned on again; each time twice as long.
@@ -54,6 +56,7 @@ impl Default for Pace {
             booting: Duration::from_millis(200),
             up: Duration::from_secs(2),
             silent: Duration::from_secs(30),
+            answers: Duration::from_secs(15),
             boot_turn: Duration::from_secs(60),
             back_off: Duration::from_secs(1),
             back_off_max: Duration::from_secs(60),

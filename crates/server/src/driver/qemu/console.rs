@@ -1,13 +1,12 @@
 //! What a machine and its process write: files that go on from boot to boot, with a line at the beginning of each.
 
-use std::fs::{File, OpenOptions};
 use std::io::{Read, Result, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::files;
 use crate::driver::LogLine;
 
 /// How long a file may get. What is older is kept once more, and then dropped.
@@ -21,7 +20,7 @@ const GOES_ON: &str = "goes on";
 
 /// Writes a line of the node's own.
 pub(super) fn mark(folder: &Path, file: &str, now: Timestamp, text: &str) -> Result<()> {
-    let mut out = OpenOptions::new().append(true).create(true).mode(0o600).open(folder.join(file))?;
+    let mut out = files::append(&folder.join(file))?;
     // The last line may not have its end.
     let fresh = out.metadata()?.len() == 0;
     let begin = if fresh { "" } else { "\n" };
@@ -32,16 +31,17 @@ pub(super) fn mark(folder: &Path, file: &str, now: Timestamp, text: &str) -> Res
 pub(super) fn bound(folder: &Path, file: &str) -> Result<()> {
     let path = folder.join(file);
     if std::fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX) {
-        let boot = String::from_utf8_lossy(&tail(&path)?)
-            .lines()
-            .filter_map(marked)
-            .map(|(time, _)| time)
-            .next_back();
-        std::fs::copy(&path, older(folder, file))?;
-        File::options().write(true).open(path)?.set_len(0)?;
+        // A machine may have written far more since the last look.
+        let kept = tail(&path)?;
+        let boot =
+            String::from_utf8_lossy(&kept).lines().filter_map(marked).map(|(time, _)| time).next_back();
+        // On a full disk the end of it goes, and not the room that it takes.
+        let copied = files::create(&older(folder, file)).and_then(|mut out| out.write_all(&kept));
+        files::change(&path)?.set_len(0)?;
         if let Some(boot) = boot {
             mark(folder, file, boot, GOES_ON)?;
         }
+        return copied;
     }
     Ok(())
 }
@@ -100,7 +100,7 @@ fn older(folder: &Path, file: &str) -> std::path::PathBuf {
 
 fn tail(path: &Path) -> Result<Vec<u8>> {
     let mut text = Vec::new();
-    let mut file = match File::open(path) {
+    let mut file = match files::read(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(text),
         Err(error) => return Err(error),
@@ -126,7 +126,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (folder, at) = (folder.path(), Timestamp::from_second(1000).unwrap());
         mark(folder, "log", at, "boot 1").unwrap();
-        let mut out = OpenOptions::new().append(true).open(folder.join("log")).unwrap();
+        let mut out = files::append(&folder.join("log")).unwrap();
         out.write_all(b"[    1.500000] up\r\n\x1b[0mplain\nhalf").unwrap();
         mark(folder, "log", Timestamp::from_second(2000).unwrap(), "boot 2").unwrap();
         let seen: Vec<_> = lines(folder, "log", false)
@@ -162,5 +162,8 @@ mod tests {
         let kept = lines(folder, "log", false).unwrap();
         assert!(kept.iter().all(|line| line.text != "boot 1"), "and then it is dropped");
         assert_eq!(kept[0].at.as_millisecond(), 2_000_000, "the boot that goes on is known");
+        out.write_all(&vec![b'z'; 4 * MAX as usize]).unwrap();
+        bound(folder, "log").unwrap();
+        assert_eq!(std::fs::metadata(older(folder, "log")).unwrap().len(), SHOWN, "however fast it grew");
     }
 }

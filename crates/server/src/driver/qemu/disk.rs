@@ -2,12 +2,28 @@
 //! while the machine is off, never shrinks, and survives updates.
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
 use super::command::DATA;
 use super::files;
+
+/// Makes a file system.
+const MAKE: &str = "mke2fs";
+/// Looks a file system over.
+const CHECK: &str = "e2fsck";
+/// Makes it larger.
+const GROW: &str = "resize2fs";
+/// The programs that do something to disks.
+pub(super) const TOOLS: [&str; 3] = [MAKE, CHECK, GROW];
+
+/// What there is to say when a disk that was there is not.
+pub(super) const GONE: &str = "its data disk is gone";
+
+/// Is the disk of the machine in `folder` there?
+pub(super) fn is_there(folder: &Path) -> bool {
+    files::is_there(&folder.join(DATA))
+}
 
 /// Makes the disk of the machine in `folder` at least `gb` large, of which `has` are known to be there.
 ///
@@ -17,27 +33,33 @@ pub(super) async fn ensure(folder: &Path, has: u32, gb: u32) -> Result<(), Strin
     let whole = folder.join(DATA);
     let bytes = u64::from(gb) << 30;
     let failed = |error: std::io::Error| format!("the data disk: {error}");
-    if !whole.exists() {
+    if !is_there(folder) {
+        // It has data that nobody could bring back.
+        if has > 0 {
+            return Err(GONE.to_owned());
+        }
         let half = folder.join(format!("{DATA}.new"));
-        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&half);
-        file.and_then(|file| file.set_len(bytes)).map_err(failed)?;
-        let options = "lazy_itable_init=1,lazy_journal_init=1";
-        run(folder, "mke2fs", &["-q", "-F", "-t", "ext4", "-E", options, &format!("{DATA}.new")], 0).await?;
-        return File::open(&half)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| files::put(&half, &whole))
-            .map_err(failed);
+        let made = async {
+            files::create(&half).and_then(|file| file.set_len(bytes)).map_err(failed)?;
+            let options = "lazy_itable_init=1,lazy_journal_init=1";
+            run(folder, MAKE, &["-q", "-F", "-t", "ext4", "-E", options, &format!("{DATA}.new")], 0).await?;
+            File::open(&half)
+                .and_then(|file| file.sync_all())
+                .and_then(|()| files::put(&half, &whole))
+                .map_err(failed)
+        };
+        return made.await.inspect_err(|_| drop(std::fs::remove_file(&half)));
     }
     if gb <= has {
         return Ok(());
     }
-    let file = File::options().write(true).open(&whole).map_err(failed)?;
+    let file = files::change(&whole).map_err(failed)?;
     if file.metadata().map_err(failed)?.len() < bytes {
         file.set_len(bytes).map_err(failed)?;
     }
     // 1 and 2 mean that it was repaired.
-    run(folder, "e2fsck", &["-f", "-p", DATA], 2).await?;
-    run(folder, "resize2fs", &[DATA], 0).await?;
+    run(folder, CHECK, &["-f", "-p", DATA], 2).await?;
+    run(folder, GROW, &[DATA], 0).await?;
     file.sync_all().map_err(failed)
 }
 
@@ -80,6 +102,9 @@ mod tests {
         assert_eq!((meta().len(), meta().ino()), (3 << 30, inode));
         ensure(folder.path(), 3, 1).await.unwrap();
         assert_eq!(meta().len(), 3 << 30);
-        run(folder.path(), "e2fsck", &["-f", "-n", DATA], 0).await.unwrap();
+        run(folder.path(), CHECK, &["-f", "-n", DATA], 0).await.unwrap();
+        std::fs::remove_file(folder.path().join(DATA)).unwrap();
+        assert_eq!(ensure(folder.path(), 3, 3).await.unwrap_err(), GONE);
+        assert!(!is_there(folder.path()), "nobody takes an empty one for it");
     }
 }

@@ -4,6 +4,7 @@
 //! is fetched once more right before a guest goes down, and kept in a file beside the machine.
 
 use std::collections::BTreeMap;
+use std::io::BufReader;
 use std::time::Duration;
 
 use casemate_types::guest::{Ask, Line, Lines, Reply};
@@ -15,6 +16,8 @@ use crate::driver::{Error, LogChannel, LogLine, Result, inside};
 
 /// Lines of a service that are asked for at once.
 const AT_ONCE: usize = 500;
+/// How often in a row.
+const ROUNDS: usize = 100;
 /// Lines of a service that are kept here, and their bytes: what the guest keeps. Older ones are dropped.
 const KEPT: usize = 10_000;
 const KEPT_BYTES: usize = 4 * 1024 * 1024;
@@ -101,8 +104,7 @@ async fn read(slot: &Slot) -> Result<()> {
         return Ok(());
     }
     let path = slot.folder.join(FILE);
-    let kept =
-        blocking(move || std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()));
+    let kept = blocking(move || serde_json::from_reader(BufReader::new(files::read(&path).ok()?)).ok());
     let kept: Option<BTreeMap<String, Fetched>> = kept.await?;
     let logs = &mut slot.lock().logs;
     if !logs.is_read {
@@ -136,7 +138,8 @@ pub(super) async fn fetch_all(host: &Host, slot: &Slot) {
 }
 
 async fn fetch(host: &Host, slot: &Slot, service: &str) -> std::result::Result<(), String> {
-    loop {
+    // A guest that always has one more does not keep anybody here; the rest comes the next time.
+    for _ in 0..ROUNDS {
         let from = slot.lock().logs.services.get(service).map_or(0, |fetched| fetched.next);
         let ask = Ask::Logs { service: service.to_owned(), from, limit: AT_ONCE };
         let Lines { lines, next } = match slot.agent.ask(&host.clock, ask, ANSWER).await {
@@ -155,9 +158,10 @@ async fn fetch(host: &Host, slot: &Slot, service: &str) -> std::result::Result<(
         let all = lines.is_empty() || next <= from;
         fetched.add(lines, next);
         if all {
-            return Ok(());
+            break;
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -76,7 +76,13 @@ pub const POLL_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub struct Qemu {
     host: Arc<Host>,
-    _watching: Arc<DropGuard>,
+    _open: Arc<Open>,
+}
+
+/// As long as it is there, the node is watched, and nobody else has its folder.
+struct Open {
+    _watching: DropGuard,
+    _folder: std::fs::File,
 }
 
 /// What the parts of the node share.
@@ -104,7 +110,7 @@ impl Qemu {
     /// Opens the node, and takes over the machines that run. Needs a runtime.
     ///
     /// # Errors
-    /// There is no QEMU, or the node's folder cannot be used; says what to do.
+    /// There is no QEMU, or the node's folder cannot be used, or another process uses it; says what to do.
     pub fn open(
         config: QemuConfig,
         clock: Clock,
@@ -116,11 +122,11 @@ impl Qemu {
                 config.program.display()
             )
         })?;
-        let folder = |error| format!("the node's folder {}: {error}", config.folder.display());
-        files::make_private(&config.folder).map_err(folder)?;
+        files::make_private(&config.folder).map_err(folder_of(&config.folder))?;
         // It is where machines work, so it has to have one name.
-        let own = config.folder.canonicalize().map_err(folder)?;
+        let own = config.folder.canonicalize().map_err(folder_of(&config.folder))?;
         let config = QemuConfig { folder: own, program, ..config };
+        let locked = files::lock(&config.folder).map_err(folder_of(&config.folder))?;
         let capacity = config.capacity.map_or_else(|| config.host_capacity(), Ok)?;
         let closed = CancellationToken::new();
         let host = Host {
@@ -132,19 +138,19 @@ impl Qemu {
             store: ImageStore::open(config.images.clone())?,
             accel: Accelerators::default(),
             slots: Mutex::default(),
-            gone: Mutex::new(Gone::open(&config.folder)?),
+            gone: Mutex::new(Gone::open(&config.folder).map_err(folder_of(&config.folder))?),
             room: tokio::sync::Mutex::default(),
             boots: Arc::new(Semaphore::new(config.boots_at_once)),
             config,
             closed: closed.clone(),
         };
         let host = Arc::new(host);
-        recover::all(&host)?;
+        recover::all(&host).map_err(folder_of(&host.config.folder))?;
         let deciding = Arc::clone(&host);
         host.spawn(async move {
             accel::decide(&deciding).await;
         });
-        Ok(Self { host, _watching: Arc::new(closed.drop_guard()) })
+        Ok(Self { host, _open: Arc::new(Open { _watching: closed.drop_guard(), _folder: locked }) })
     }
 
     /// The store of container images.
@@ -307,6 +313,11 @@ impl Qemu {
         let (silent, now) = (self.host.config.pace.silent, self.host.clock.now());
         slots.into_iter().filter_map(|slot| slot.observe(silent, now)).collect()
     }
+}
+
+/// What is wrong with the node's folder.
+fn folder_of(folder: &Path) -> impl Fn(std::io::Error) -> String {
+    move |error| format!("the node's folder {}: {error}", folder.display())
 }
 
 /// Where a program is.

@@ -3,19 +3,21 @@
 //! It is known by its number, the moment it began and the boot of the host: a number alone is soon somebody else's. Signals go
 //! through a pidfd, so that none can reach another process.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use super::{command, disk, files};
 
 /// What the hypervisor says of itself.
 pub(super) const OUTPUT: &str = "qemu.out.log";
@@ -32,11 +34,22 @@ pub(super) struct Process {
     host_boot: String,
 }
 
+/// A process of ours that was found at work in a folder.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct AtWork {
+    /// Where it works, also if that folder has been removed.
+    pub(super) folder: PathBuf,
+    pub(super) process: Process,
+    /// Is it a machine? Else it does something to a disk.
+    pub(super) is_machine: bool,
+}
+
 impl Process {
     /// Starts `program` in `folder`. It outlives this process: it has a process group of its own, so that no key pressed at a
     /// terminal reaches it, and no handle of ours.
     pub(super) fn spawn(program: &Path, arguments: &[String], folder: &Path) -> Result<Self> {
-        let open = |file| OpenOptions::new().append(true).create(true).mode(0o600).open(folder.join(file));
+        let open = |file| files::append(&folder.join(file));
+        let host_boot = host_boot()?;
         let mut command = std::process::Command::new(program);
         command
             .args(arguments)
@@ -52,20 +65,13 @@ impl Process {
         let began = began(pid)?;
         // Nobody else may collect it.
         tokio::spawn(async move { child.wait().await });
-        Ok(Self { pid, began, host_boot: host_boot()? })
+        Ok(Self { pid, began, host_boot })
     }
 
-    /// The process that works in `folder`, if there is one. For folders whose record does not name it.
+    /// The machine that works in `folder`, if there is one. For folders whose record does not name it.
     pub(super) fn in_folder(folder: &Path) -> Option<Self> {
         let folder = folder.canonicalize().ok()?;
-        let numbers = std::fs::read_dir("/proc").ok()?.flatten();
-        let mut numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let pid = numbers.find(|pid| {
-            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == folder)
-                && std::fs::read(format!("/proc/{pid}/cmdline"))
-                    .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == super::command::MARK))
-        })?;
-        Some(Self { pid, began: began(pid).ok()?, host_boot: host_boot().ok()? })
+        below(&folder).into_iter().find(|one| one.is_machine && one.folder == folder).map(|one| one.process)
     }
 
     /// Its number.
@@ -96,6 +102,20 @@ impl Process {
         }
     }
 
+    /// Cuts its power, and stands still until it is gone.
+    ///
+    /// # Errors
+    /// It is not gone after `limit`.
+    pub(super) fn end(&self, limit: Duration) -> Result<()> {
+        let Some(fd) = self.open() else { return Ok(()) };
+        self.kill()?;
+        let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit))? {
+            0 => Err(Error::new(ErrorKind::TimedOut, format!("process {} does not end", self.pid))),
+            _ => Ok(()),
+        }
+    }
+
     /// Cuts its power.
     pub(super) fn kill(&self) -> Result<()> {
         match self.open() {
@@ -116,6 +136,32 @@ impl Process {
         // Asked after the handle was made: the number cannot have changed hands in between.
         (began(self.pid).ok()? == self.began).then_some(fd)
     }
+}
+
+/// What works in `folder`, which has no other name, or below it: machines, and the programs that make their disks. One look at
+/// all processes; a server that was killed cannot say what it had begun.
+pub(super) fn below(folder: &Path) -> Vec<AtWork> {
+    let Ok(host_boot) = host_boot() else { return Vec::new() };
+    let numbers = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let at_work = numbers.filter_map(|pid| {
+        let cwd =
+            std::fs::read_link(format!("/proc/{pid}/cwd")).ok().filter(|cwd| cwd.starts_with(folder))?;
+        // Taken before the look at what it is: if the number changes hands, it fits neither.
+        let process = Process { pid, began: began(pid).ok()?, host_boot: host_boot.clone() };
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let mut words = line.split(|byte| *byte == 0);
+        let is_machine = words.clone().any(|word| word == command::MARK);
+        if !is_machine
+            && !words.next().is_some_and(|word| disk::TOOLS.iter().any(|tool| tool.as_bytes() == word))
+        {
+            return None;
+        }
+        let cwd = cwd.into_os_string().into_string().ok()?;
+        let folder = cwd.strip_suffix(" (deleted)").unwrap_or(&cwd).into();
+        Some(AtWork { folder, process, is_machine })
+    });
+    at_work.collect()
 }
 
 /// Which start of the host this is.

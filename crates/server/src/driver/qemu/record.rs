@@ -1,15 +1,15 @@
 //! What the node keeps of a machine: one JSON document in the machine's folder, replaced as a whole. It is the point at which
 //! an update takes effect; every other file in the folder is named by it, or made from it at each start.
 
-use std::io::{Error, ErrorKind, Result};
+use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
 use casemate_types::guest::ImageRef;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::files;
 use super::process::Process;
+use super::{disk, files};
 use crate::driver::fence::Fence;
 use crate::driver::{LastStop, Machine, Port};
 
@@ -120,10 +120,21 @@ impl Held {
 
 impl Record {
     /// What is in this folder; nothing if nobody was there.
+    ///
+    /// # Errors
+    /// Somebody was, and what is left does not say what it is.
     pub(super) fn read(folder: &Path) -> Result<Option<Self>> {
-        let bytes = match std::fs::read(folder.join(FILE)) {
-            Ok(bytes) => bytes,
+        match std::fs::symlink_metadata(folder) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => return Err(Error::new(ErrorKind::NotADirectory, "its place is no folder")),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let mut bytes = Vec::new();
+        match files::read(&folder.join(FILE)) {
+            Ok(mut file) => file.read_to_end(&mut bytes)?,
+            // It is the first file that is made here.
+            Err(error) if error.kind() == ErrorKind::NotFound && !disk::is_there(folder) => return Ok(None),
             Err(error) => return Err(error),
         };
         serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::new(ErrorKind::InvalidData, error))

@@ -12,9 +12,13 @@ use super::agent::Agent;
 use super::logs::Kept;
 use super::process::Process;
 use super::record::{Held, Record};
+use super::{calls, files};
 use crate::cvm::spec::{Booking, Spec, sha256};
 use crate::driver::fence::{Entry, Stage};
 use crate::driver::{At, Container, Error, Guest, Observed, Result, inside};
+
+/// What the names of folders end with that are to be deleted.
+pub(super) const TRASH: &str = "gone";
 
 /// The place of one machine. It stays when the machine is gone, for the sake of the fence.
 pub(super) struct Slot {
@@ -35,6 +39,8 @@ pub(super) struct State {
     pub(super) seen: Option<(Report, Timestamp)>,
     /// Why it did not start the last time.
     pub(super) failed: Option<String>,
+    /// Why the hypervisor lets it stand still.
+    pub(super) halted: Option<&'static str>,
     /// What its services wrote, as far as somebody asked.
     pub(super) logs: Kept,
 }
@@ -52,7 +58,14 @@ impl Slot {
             agent: Agent::new(folder.clone()),
             folder,
             turn: tokio::sync::Mutex::default(),
-            state: Mutex::new(State { record, broken, seen: None, failed: None, logs: Kept::default() }),
+            state: Mutex::new(State {
+                record,
+                broken,
+                seen: None,
+                failed: None,
+                halted: None,
+                logs: Kept::default(),
+            }),
         };
         if let Some(generation) = gone {
             slot.lock().record.fence.was_removed(generation);
@@ -113,17 +126,37 @@ impl Slot {
         self.change(|record| record.fence.reach(stage))
     }
 
-    /// The machine is removed; its fence stays.
-    pub(super) fn removed(&self, generation: u64) {
+    /// Is what is kept of it unreadable?
+    pub(super) fn is_broken(&self) -> bool {
+        self.lock().broken.is_some()
+    }
+
+    /// The machine is removed; its fence stays. Its folder is moved away, for the caller to delete: in one moment, so that nobody
+    /// who knew it before finds a place for what it has to say of it.
+    pub(super) fn removed(&self, generation: u64) -> std::io::Result<PathBuf> {
         let mut state = self.lock();
+        let trash = self.trash();
+        // One that was left there has its place no more.
+        calls::delete(&trash)?;
+        match files::put(&self.folder, &trash) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         *state = State {
             record: Record::default(),
             broken: None,
             seen: None,
             failed: None,
+            halted: None,
             logs: Kept::default(),
         };
         state.record.fence.was_removed(generation);
+        Ok(trash)
+    }
+
+    /// Where its folder goes when it is removed.
+    pub(super) fn trash(&self) -> PathBuf {
+        self.folder.with_extension(TRASH)
     }
 
     /// Does it have a machine?
@@ -233,6 +266,9 @@ fn guest(
     now: Timestamp,
 ) -> Guest {
     let booting = |progress: &str| Guest::Booting { progress: progress.to_owned() };
+    if let Some(why) = state.halted.filter(|_| on) {
+        return booting(why);
+    }
     match (on, report) {
         (false, _) => match &state.failed {
             Some(error) => Guest::Failed { error: error.clone() },

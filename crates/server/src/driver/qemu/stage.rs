@@ -7,9 +7,9 @@ use casemate_types::compose::ComposeDoc;
 use casemate_types::guest::{self, ImageRef};
 use tempfile::TempPath;
 
-use super::Host;
 use super::record::Ready;
 use super::slot::{Slot, lost, refuse};
+use super::{Host, files};
 use crate::cvm::spec::sha256;
 use crate::driver::images::{self, ImageStore, Login, Reference};
 use crate::driver::{Error, Machine, Result};
@@ -64,7 +64,7 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
         archive,
         images,
     };
-    let archive = match slot.folder.join(&ready.archive).is_file() {
+    let archive = match files::is_there(&slot.folder.join(&ready.archive)) {
         true => None,
         false => Some(archived(host, slot, &ready).await?),
     };
@@ -93,8 +93,8 @@ impl Prepared {
     /// Puts the images in their place. In the machine's turn.
     pub(super) fn keep(self, slot: &Slot) -> Result<Ready> {
         let place = slot.folder.join(&self.ready.archive);
-        if let Some(archive) = self.archive.filter(|_| !place.is_file()) {
-            archive.persist(&place).map_err(|error| lost(error.error))?;
+        if let Some(archive) = self.archive.filter(|_| !files::is_there(&place)) {
+            files::put(&archive, &place).map_err(lost)?;
         }
         Ok(self.ready)
     }
@@ -103,15 +103,16 @@ impl Prepared {
 /// Makes the archive of a configuration's images anew, if it is not there.
 pub(super) async fn restore(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<()> {
     let place = slot.folder.join(&ready.archive);
-    if place.is_file() {
+    if files::is_there(&place) {
         return Ok(());
     }
-    archived(host, slot, ready).await?.persist(place).map_err(|error| lost(error.error))
+    files::put(&archived(host, slot, ready).await?, &place).map_err(lost)
 }
 
 async fn archived(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<TempPath> {
     let (store, images, folder) = (host.store.clone(), ready.images.clone(), slot.folder.clone());
     let written = tokio::task::spawn_blocking(move || -> images::Result<TempPath> {
+        files::gate(&folder)?;
         let half =
             tempfile::Builder::new().prefix("images-").suffix(".half").tempfile_in(folder)?.into_temp_path();
         store.archive(&images, &half)?;

@@ -13,8 +13,17 @@ use crate::driver::contract_tests::{Behaviour, Rig, VM, contract};
 use crate::driver::sim::tests::{OpenKeys, machine};
 use crate::driver::{DynDriver, images};
 
+/// What the fake takes from here.
+mod parts {
+    pub(super) use super::super::command::{AGENT, BOOT, QMP, SERIAL};
+    pub(super) use crate::clock::Clock;
+    pub(super) use crate::cvm::spec::sha256;
+}
+
 mod fake;
 mod faults;
+mod sweep;
+mod vm_faults;
 mod vm_real;
 
 /// A node whose machines are played.

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::config::Pace;
 use super::process::Process;
 use super::slot::Slot;
-use super::{Host, accel, boot, command, console};
+use super::{Host, accel, boot, command, console, qmp};
 
 /// How long an agent may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -45,11 +45,15 @@ async fn attend(host: &Host, slot: &Slot, boot: u64, mut permit: Option<OwnedSem
         let settled = match slot.agent.ask(&host.clock, Ask::Status, ANSWER).await {
             Ok(Reply::Status(report)) if report.boot == boot => {
                 heard = host.clock.now();
+                slot.lock().halted = None;
                 take_in(host, slot, *report).await
             }
             Ok(_) => false,
             Err(error) => {
                 tracing::trace!(%error, vm = %slot.vm, "a guest does not answer");
+                if let Ok(halted) = go_on(host, slot).await {
+                    slot.lock().halted = halted;
+                }
                 if since(heard) > silent {
                     // What was asked may have got lost.
                     slot.agent.hang_up().await;
@@ -68,6 +72,18 @@ async fn attend(host: &Host, slot: &Slot, boot: u64, mut permit: Option<OwnedSem
         }
         host.clock.sleep(if settled && permit.is_none() { up } else { booting }).await;
     }
+}
+
+/// A machine that could not write to its disk stands still until somebody lets it go on: perhaps there is room now. Why it stands
+/// still, if the hypervisor says.
+async fn go_on(host: &Host, slot: &Slot) -> std::io::Result<Option<&'static str>> {
+    let status = qmp::execute(&host.clock, &slot.folder, "query-status").await?;
+    if status.get("status").and_then(serde_json::Value::as_str) != Some("io-error") {
+        return Ok(None);
+    }
+    qmp::execute(&host.clock, &slot.folder, "cont").await?;
+    tracing::warn!(vm = %slot.vm, "a machine stands still, since its disk cannot be written");
+    Ok(Some("it stands still: its host has no room for what it writes"))
 }
 
 /// Takes in what the guest reports. True if it is up, or does not come up.
@@ -117,28 +133,41 @@ async fn give_keys(host: &Host, slot: &Slot) {
 
 /// A machine that is off and should be on is turned on again: at once the first time, and then after longer and longer pauses,
 /// until it stays up for a while. Whoever turns it off or on meanwhile is right.
-pub(super) async fn after_the_end(host: &Arc<Host>, slot: &Arc<Slot>, boot: u64) {
-    let now = host.clock.now();
-    let went_down_by_itself =
-        |held: &super::record::Held| held.meant_on && held.on.is_none() && held.boot_count == boot;
-    let Some(held) = slot.held().filter(went_down_by_itself) else { return };
+pub(super) async fn after_the_end(host: &Arc<Host>, slot: &Arc<Slot>, mut boot: u64) {
     let Pace { back_off, back_off_max, steady, .. } = host.config.pace;
-    let stayed_up = held.done_at.is_some_and(|at| now.duration_since(at).unsigned_abs() >= steady);
-    let restarts = if stayed_up { 0 } else { held.restarts };
-    let pause = back_off.saturating_mul(2_u32.saturating_pow(restarts)).min(back_off_max);
-    let text =
-        format!("it went down by itself; it is started again in {pause:?}, for the {}. time", restarts + 1);
-    tracing::warn!(vm = %slot.vm, boot, restarts, "a machine went down by itself");
-    let _ = console::mark(&slot.folder, command::SERIAL, now, &text);
-    host.clock.sleep(pause).await;
-    let accelerator = accel::decide(host).await;
-    let permit = boot::permit(host).await;
-    let _turn = slot.turn.lock().await;
-    if slot.held().filter(went_down_by_itself).is_none() {
-        return;
-    }
-    slot.happened(|held| held.restarts = restarts + 1);
-    if let Err(error) = boot::boot(host, slot, accelerator, permit).await {
-        tracing::error!(%error, vm = %slot.vm, "a machine that went down by itself cannot be started again");
+    let mut tried = None;
+    loop {
+        let went_down_by_itself =
+            |held: &super::record::Held| held.meant_on && held.on.is_none() && held.boot_count == boot;
+        let Some(held) = slot.held().filter(went_down_by_itself) else { return };
+        let stayed_up = held.done_at.zip(held.stopped_at).is_some_and(|(up, down)| {
+            let stayed = down.duration_since(up);
+            !stayed.is_negative() && stayed.unsigned_abs() >= steady
+        });
+        let restarts = tried.unwrap_or(if stayed_up { 0 } else { held.restarts });
+        let pause = back_off.saturating_mul(2_u32.saturating_pow(restarts)).min(back_off_max);
+        let text = format!(
+            "it went down by itself; it is started again in {pause:?}, for the {}. time",
+            restarts.saturating_add(1)
+        );
+        tracing::warn!(vm = %slot.vm, boot, restarts, "a machine went down by itself");
+        let _ = console::mark(&slot.folder, command::SERIAL, host.clock.now(), &text);
+        host.clock.sleep(pause).await;
+        let accelerator = accel::decide(host).await;
+        let permit = boot::permit(host).await;
+        let _turn = slot.turn.lock().await;
+        if slot.held().filter(went_down_by_itself).is_none() {
+            return;
+        }
+        slot.happened(|held| held.restarts = restarts.saturating_add(1));
+        match boot::boot(host, slot, accelerator, permit).await {
+            Ok(()) => return,
+            // What is in the way may go away.
+            Err(error) => {
+                tracing::error!(%error, vm = %slot.vm, "a machine that went down by itself cannot be started again");
+            }
+        }
+        tried = Some(restarts.saturating_add(1));
+        boot = slot.held().map_or(boot, |held| held.boot_count);
     }
 }

@@ -1,5 +1,6 @@
 //! A hypervisor and the guest in it, played by the test program in a process of its own: it opens the sockets that QEMU would,
-//! reads the boot configuration and does what it says.
+//! reads the boot configuration and does what it says. The server's own tests have it as well, so what it takes from the program
+//! is in `parts`.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -14,9 +15,7 @@ use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::super::command::{AGENT, BOOT, QMP, SERIAL};
-use crate::clock::Clock;
-use crate::cvm::spec::sha256;
+use super::parts::{AGENT, BOOT, Clock, QMP, SERIAL, sha256};
 
 /// User config of a guest that does not come up.
 pub(super) const FAILS: &str = "fake: fails";
@@ -24,6 +23,12 @@ pub(super) const FAILS: &str = "fake: fails";
 pub(super) const HANGS: &str = "fake: hangs";
 /// User config of a guest that goes down as soon as it is up.
 pub(super) const CRASHES: &str = "fake: crashes";
+/// User config of a guest that goes down long after it was asked to.
+pub(super) const SLOW: &str = "fake: slow";
+/// User config for which the hypervisor stands still before it answers.
+pub(super) const FREEZES: &str = "fake: freezes";
+/// User config of a guest that takes a while to come up.
+pub(super) const TAKES_ITS_TIME: &str = "fake: takes its time";
 /// User config for which the hypervisor itself does not start.
 pub(super) const ENDS: &str = "fake: ends";
 
@@ -50,6 +55,9 @@ async fn play() {
         eprintln!("fake: this machine cannot be made");
         std::process::exit(1);
     }
+    if behaviour == FREEZES {
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP).unwrap();
+    }
     // The real one would not do without.
     assert!(Path::new("data.img").is_file());
     let guest = Arc::new(Guest {
@@ -74,7 +82,7 @@ impl Guest {
     }
 
     async fn boot(&self, behaviour: &str) {
-        self.clock.sleep(BOOT_TIME).await;
+        self.clock.sleep(if behaviour == TAKES_ITS_TIME { 10 * BOOT_TIME } else { BOOT_TIME }).await;
         if self.config.sealed_env.is_some() {
             self.enter(Phase::WaitsForKeys);
             while self.keys.lock().unwrap().is_none() {
@@ -93,8 +101,10 @@ impl Guest {
 
     /// The guest goes down, unless it does not.
     async fn go_down(&self) {
-        if self.config.user_config.as_deref() == Some(HANGS) {
-            return;
+        match self.config.user_config.as_deref() {
+            Some(HANGS) => return,
+            Some(SLOW) => self.clock.sleep(10 * BOOT_TIME).await,
+            _ => {}
         }
         self.enter(Phase::Stopping);
         self.clock.sleep(Duration::from_millis(20)).await;

@@ -28,7 +28,7 @@ impl GuestKeys for OneKey {
 }
 
 /// A node with real machines.
-struct RealRig(FakeRig);
+pub(super) struct RealRig(pub(super) FakeRig);
 
 fn sealed(vars: &[(&str, &str)]) -> Option<Long<[u8]>> {
     let key = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(SECRET)).to_bytes();
@@ -37,7 +37,7 @@ fn sealed(vars: &[(&str, &str)]) -> Option<Long<[u8]>> {
 }
 
 impl RealRig {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.casemate-guest");
         assert!(made.join("images").is_dir(), "there is no OS image: run `make guest`");
         let folder = tempfile::tempdir().unwrap();
@@ -61,13 +61,13 @@ impl RealRig {
         rig
     }
 
-    fn open(&mut self) {
+    pub(super) fn open(&mut self) {
         self.0.qemu = None;
         self.0.qemu =
             Some(Qemu::open(self.0.config.clone(), self.0.clock.clone(), Some(Arc::new(OneKey))).unwrap());
     }
 
-    async fn until(&self, wanted: impl Fn(&Observed) -> bool) -> Observed {
+    pub(super) async fn until(&self, wanted: impl Fn(&Observed) -> bool) -> Observed {
         let look = async {
             loop {
                 let seen = self.0.qemu().observe(&[VM]).await.unwrap().pop().expect("the machine is there");
@@ -87,11 +87,11 @@ impl RealRig {
         }
     }
 
-    async fn done(&self) -> Observed {
+    pub(super) async fn done(&self) -> Observed {
         self.until(|seen| seen.guest == Guest::Done).await
     }
 
-    async fn serial(&self) -> String {
+    pub(super) async fn serial(&self) -> String {
         let lines = self.0.qemu().logs(VM, &LogChannel::Serial).await.unwrap();
         lines.into_iter().map(|line| line.text + "\n").collect()
     }
@@ -166,7 +166,7 @@ contract!(
 );
 
 /// What the machine's server answers.
-fn get(port: u16, path: &str) -> std::io::Result<String> {
+pub(super) fn get(port: u16, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_millis(500)))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")?;
@@ -176,7 +176,7 @@ fn get(port: u16, path: &str) -> std::io::Result<String> {
     Ok(body.unwrap_or(&text).trim().to_owned())
 }
 
-async fn served(rig: &RealRig, port: u16, path: &str) -> String {
+pub(super) async fn served(rig: &RealRig, port: u16, path: &str) -> String {
     let ask = async {
         loop {
             match tokio::task::block_in_place(|| get(port, path)) {

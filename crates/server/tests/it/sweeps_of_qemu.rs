@@ -1,0 +1,395 @@
+//! A server is killed at every step of an update on a node with real processes, and another one goes on. The hypervisor is played
+//! by this program, in processes of their own which outlive the server.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use casemate_kms::RootKeys;
+use casemate_server::app::{App, Chains, LocalKeys, NewNode};
+use casemate_server::auth::{Actor, Scopes};
+use casemate_server::config::Config;
+use casemate_server::cvm::plan::Wish;
+use casemate_server::cvm::state::{Cvm, Status};
+use casemate_server::driver::qemu::{Accel, Pace, Qemu, QemuConfig};
+use casemate_server::driver::{Driver, Guest, Observed};
+use casemate_server::store::{Durability, Store, WriterMode};
+use casemate_server::workflow::operation::{Kind, Operation, StepName};
+use casemate_server::workflow::update::{Outcome, Request};
+use casemate_server::workflow::worker::{self, Moment, Probe};
+use casemate_server::workflow::{create, power, update};
+use casemate_testkit::{Place, Recorder, compose};
+use casemate_types::compose::ComposeDoc;
+use casemate_types::patch::{CvmCreate, CvmPatch, CvmProvision, Sparse};
+use casemate_types::version::ApiVersion;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use self::parts::{Clock, sha256};
+
+#[path = "../../src/driver/qemu/tests/fake.rs"]
+#[expect(clippy::unwrap_used, reason = "it is for tests alone, and shared with those of the library")]
+mod fake;
+
+/// What the fake takes from here.
+mod parts {
+    pub(super) use casemate_server::clock::Clock;
+
+    pub(super) const QMP: &str = "qmp.sock";
+    pub(super) const AGENT: &str = "agent.sock";
+    pub(super) const SERIAL: &str = "serial.log";
+    pub(super) const BOOT: &str = "boot.json";
+
+    pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+        use sha2::Digest;
+        sha2::Sha256::digest(bytes).into()
+    }
+}
+
+/// A word of every hypervisor's command line.
+const MARK: &str = "socket,id=qmp,path=qmp.sock,server=on,wait=off";
+
+/// A host: what outlives its servers.
+struct Host {
+    folder: tempfile::TempDir,
+    clock: Clock,
+    kms: Arc<RootKeys>,
+}
+
+/// What a server has while it lives.
+struct Life {
+    app: App,
+    qemu: Qemu,
+    actor: Actor,
+}
+
+impl Host {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let image = folder.path().join("os-images/dstack-0.5.5");
+        std::fs::create_dir_all(&image).expect("made");
+        let write = |name: &str, text: &str| std::fs::write(image.join(name), text).expect("written");
+        write("metadata.json", r#"{"kernel": "bzImage", "initrd": "initramfs.cpio", "version": "0.5.5"}"#);
+        let mut list = String::new();
+        for (name, text) in [("bzImage", "kernel"), ("initramfs.cpio", "root"), ("cmdline", "quiet")] {
+            write(name, text);
+            list += &format!("{}  {name}\n", hex::encode(sha256(text.as_bytes())));
+        }
+        write("sha256sum.txt", &list);
+        let program = folder.path().join("fake-qemu");
+        let me = std::env::current_exe().expect("a program");
+        let text = format!(
+            "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'Fake emulator version 0.0.1'; exit; fi\n\
+             FAKE_QEMU=\"$*\" exec '{}' --exact sweeps_of_qemu::fake::play '{MARK}' --ignored --nocapture\n",
+            me.display()
+        );
+        std::fs::write(&program, text).expect("written");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).expect("set");
+        let host = Self { folder, clock: Clock::system(), kms: Arc::new(RootKeys::generate(&[7; 64])) };
+        host.layout();
+        host
+    }
+
+    /// An image layout with two images.
+    fn layout(&self) {
+        let folder = self.folder.path().join("layout");
+        std::fs::create_dir_all(folder.join("blobs/sha256")).expect("made");
+        let put = |bytes: &[u8], media_type: &str| {
+            let digest = hex::encode(sha256(bytes));
+            std::fs::write(folder.join("blobs/sha256").join(&digest), bytes).expect("written");
+            json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len() })
+        };
+        let manifests: Vec<_> = ["web:1", "web:2"]
+            .iter()
+            .map(|name| {
+                let config = put(json!({ "config": { "Cmd": [name] } }).to_string().as_bytes(), "");
+                let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [] }).to_string();
+                let mut manifest = put(manifest.as_bytes(), "application/vnd.oci.image.manifest.v1+json");
+                manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
+                manifest
+            })
+            .collect();
+        let index = json!({ "schemaVersion": 2, "manifests": manifests });
+        std::fs::write(folder.join("index.json"), index.to_string()).expect("written");
+    }
+
+    fn config(&self) -> QemuConfig {
+        QemuConfig {
+            program: self.folder.path().join("fake-qemu"),
+            accel: Accel::Tcg,
+            os_images: vec![self.folder.path().join("os-images")],
+            capacity: Some(casemate_server::cvm::spec::Booking {
+                vcpu: 16,
+                memory_mb: 65_536,
+                disk_gb: 1024,
+                gpus: 0,
+            }),
+            pace: Pace {
+                booting: Duration::from_millis(10),
+                up: Duration::from_millis(20),
+                back_off: Duration::from_millis(50),
+                ..Pace::default()
+            },
+            ..QemuConfig::in_data(self.folder.path())
+        }
+    }
+
+    /// A server lives, until what it is asked ends. Then it is gone, with all that it was doing.
+    fn live<T>(&self, probe: Arc<dyn Probe>, ask: impl AsyncFnOnce(&Life) -> T) -> T {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let outcome = runtime.block_on(async {
+            let database = self.folder.path().join("casemate.db");
+            let store = Store::open(&database, Durability::None, WriterMode::Inline).expect("opens");
+            store.operation_void_leases().await.expect("a new process");
+            let keys = Arc::new(LocalKeys(Arc::clone(&self.kms)));
+            let qemu = Qemu::open(self.config(), self.clock.clone(), Some(keys)).expect("the node opens");
+            qemu.images().import(&self.folder.path().join("layout"), None).expect("imported");
+            let nodes =
+                vec![NewNode { address: "qemu:1".into(), driver: Arc::new(qemu.clone()), faults: None }];
+            let config = Config { dev: true, ..Config::default() };
+            let app = App::start_with(
+                store,
+                self.clock.clone(),
+                Arc::clone(&self.kms),
+                nodes,
+                config,
+                Chains::default(),
+            )
+            .await
+            .expect("starts");
+            let uids = ["wks_demo".to_owned(), "usr_demo".to_owned()];
+            let account =
+                app.store.workspace_ensure("demo".into(), "demo".into(), uids, self.clock.now()).await;
+            let account = account.expect("a workspace");
+            let actor = Actor {
+                workspace_id: account.workspace_id,
+                user_id: account.user_id,
+                key_id: 0,
+                scopes: Scopes::ALL,
+                default_version: ApiVersion::LATEST,
+            };
+            tokio::spawn(worker::run(app.clone(), probe, CancellationToken::new()));
+            ask(&Life { app, qemu, actor }).await
+        });
+        runtime.shutdown_timeout(Duration::from_secs(10));
+        outcome
+    }
+
+    /// Processes that work for the node.
+    fn processes(&self) -> Vec<PathBuf> {
+        let folder = self.folder.path().canonicalize().expect("there").join("nodes");
+        let all = std::fs::read_dir("/proc").expect("Linux").flatten().map(|entry| entry.path());
+        all.filter(|process| process.join("cwd").read_link().is_ok_and(|cwd| cwd.starts_with(&folder)))
+            .collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for process in self.processes() {
+            let pid = process.file_name().and_then(|name| name.to_str()?.parse().ok());
+            let pid = pid.and_then(rustix::process::Pid::from_raw);
+            let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+        }
+        if std::thread::panicking() {
+            self.folder.disable_cleanup(true);
+            eprintln!("the host is left in {}", self.folder.path().display());
+        }
+    }
+}
+
+impl Life {
+    async fn create(&self) -> Cvm {
+        let document =
+            ComposeDoc::from_value(json!({ "docker_compose_file": compose("web:1") })).expect("an object");
+        let asked = CvmProvision::new("web-one".parse().expect("a valid name"), document);
+        let prepared = create::provision(&self.app, &self.actor, asked, None).await.expect("provisioned");
+        let asked = json!({ "app_id": prepared.app_id, "compose_hash": prepared.spec.compose.hash });
+        let asked = CvmCreate::from_json(asked.as_object().expect("an object")).expect("valid");
+        let author = self.actor.author("req_test");
+        let created = create::create(&self.app, &self.actor, author, asked, None).await.expect("created");
+        self.wake();
+        created.cvm
+    }
+
+    fn wake(&self) {
+        for lane in [Kind::Update.lane(), Kind::Delete.lane()] {
+            self.app.wake(lane);
+        }
+    }
+
+    async fn update(&self, cvm: &Cvm, patch: CvmPatch) -> Operation {
+        let request = Request {
+            wish: Wish { patch, ..Wish::default() },
+            kind: Kind::Update,
+            if_match: None,
+            author: self.actor.author("req_test"),
+            receipt: None,
+            auto_commit: false,
+        };
+        match update::accept(&self.app, self.cvm(cvm), request).await.expect("accepted") {
+            Outcome::Accepted(accepted) => accepted.operation,
+            Outcome::NeedsApproval(ask) => panic!("needs an approval: {ask:?}"),
+        }
+    }
+
+    fn cvm(&self, cvm: &Cvm) -> Cvm {
+        self.app.store.cvm(cvm.id).expect("the CVM is there")
+    }
+
+    /// Waits until nothing is at work on the CVM.
+    async fn settled(&self, cvm: &Cvm) {
+        let settled = async {
+            while self.app.store.cvm(cvm.id).is_ok_and(|cvm| cvm.open.is_some()) {
+                self.app.clock.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let settled = self.app.clock.within(Duration::from_secs(60), settled).await;
+        assert!(settled.is_some(), "still at work: {:?}", self.app.store.cvm(cvm.id));
+    }
+
+    async fn seen(&self, cvm: &Cvm) -> Option<Observed> {
+        self.qemu.observe(&[cvm.vm_uuid]).await.expect("the node answers").pop()
+    }
+}
+
+/// The server that comes to a place goes no further.
+struct Killer {
+    place: Place,
+    reached: Notify,
+    struck: Mutex<bool>,
+}
+
+impl Killer {
+    fn at(place: Place) -> Arc<Self> {
+        Arc::new(Self { place, reached: Notify::new(), struck: Mutex::new(false) })
+    }
+}
+
+#[async_trait]
+impl Probe for Killer {
+    async fn reached(&self, operation: &Operation, step: StepName, moment: Moment) -> bool {
+        if (Place { kind: operation.kind, step, moment }) != self.place {
+            return true;
+        }
+        *self.struck.lock().expect("no panic while holding it") = true;
+        self.reached.notify_one();
+        std::future::pending().await
+    }
+}
+
+fn patch(round: u32, user_config: &str) -> CvmPatch {
+    let image = if round.is_multiple_of(2) { "web:2" } else { "web:1" };
+    CvmPatch {
+        docker_compose_file: Sparse::Value(compose(image)),
+        memory: Sparse::Value(2048 + round * 16),
+        user_config: Sparse::Value(format!(
+            "{user_config}{}",
+            if user_config.is_empty() { round.to_string() } else { String::new() }
+        )),
+        allow_force_stop: Sparse::Value(true),
+        ..CvmPatch::default()
+    }
+}
+
+/// Updates again and again, with a server that is killed at each place in turn. The machine boots `boots` times for each.
+fn sweep(user_config: &str, kinds: &[Kind], boots: u64, outcome: &str) {
+    let host = Host::new();
+    let recorder = Arc::new(Recorder::default());
+    let cvm = host.live(Arc::clone(&recorder) as _, async |life| {
+        let cvm = life.create().await;
+        life.settled(&cvm).await;
+        life.update(&cvm, patch(0, user_config)).await;
+        life.settled(&cvm).await;
+        cvm
+    });
+    let places = Arc::into_inner(recorder).expect("the server is gone").places();
+    let places: Vec<Place> = places.into_iter().filter(|place| kinds.contains(&place.kind)).collect();
+    assert!(places.len() >= 11 * kinds.len(), "{places:?}");
+    for (round, place) in (1..).zip(places) {
+        let what = format!("killed at {place:?}");
+        let killer = Killer::at(place);
+        let (before, booked, operation) = host.live(Arc::clone(&killer) as _, async |life| {
+            let (before, booked) = (life.seen(&cvm).await.expect("there"), life.cvm(&cvm).booked);
+            let operation = life.update(&cvm, patch(round, user_config)).await;
+            life.wake();
+            let killed = life.app.clock.within(Duration::from_secs(60), killer.reached.notified()).await;
+            assert!(killed.is_some(), "{what}: not reached");
+            (before, booked, operation.id)
+        });
+        assert!(*killer.struck.lock().expect("nobody panicked"), "{what}");
+        host.live(Arc::new(worker::NoProbe), async |life| {
+            life.settled(&cvm).await;
+            let operation = life.app.store.operation(life.actor.workspace_id, operation).expect("there");
+            assert_eq!(operation.state.name(), outcome, "{what}: {operation:?}");
+            let (now, seen) = (life.cvm(&cvm), life.seen(&cvm).await.expect("there"));
+            let spec = life.app.store.spec(cvm.id, now.revision).expect("the current spec");
+            assert_eq!((now.status, &seen.guest), (Status::Running, &Guest::Done), "{what}");
+            assert_eq!((seen.compose_hash, seen.size), (spec.compose.hash, spec.booking()), "{what}");
+            assert_eq!(seen.user_config_sha256, spec.user_config_sha256(), "{what}");
+            assert_eq!(seen.revision, now.revision, "{what}");
+            assert_eq!(seen.size == booked, outcome == "failed", "{what}: neither old nor new");
+            assert_eq!(seen.boot_count, before.boot_count + boots, "{what}");
+            assert_eq!(life.qemu.used(), now.booked, "{what}");
+            assert_eq!(life.app.store.nodes().expect("reads")[0].booked, now.booked, "{what}");
+        });
+        assert_eq!(host.processes().len(), 1, "{what}");
+    }
+}
+
+#[test]
+fn an_update_of_real_processes_survives_a_server_that_is_killed_anywhere() {
+    sweep("", &[Kind::Update], 1, "succeeded");
+}
+
+#[test]
+fn an_update_that_does_not_boot_is_put_back_by_whoever_lives() {
+    sweep(fake::FAILS, &[Kind::Update, Kind::PutBack], 2, "failed");
+}
+
+#[test]
+fn a_deletion_is_gone_on_with_and_leaves_no_process_and_no_file() {
+    let host = Host::new();
+    let nodes = |host: &Host| -> Vec<String> {
+        let node = std::fs::read_dir(host.folder.path().join("nodes/qemu-1")).expect("the node's folder");
+        let names = node.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter(|name| uuid::Uuid::parse_str(name.split('.').next().unwrap_or_default()).is_ok())
+            .collect()
+    };
+    for moment in [Moment::Before, Moment::Between] {
+        for step in [StepName::Stage, StepName::Stop, StepName::Apply, StepName::Start, StepName::Observe] {
+            // Asked for by one server in the middle of an update, half done by the next, finished by the last.
+            let killer = Killer::at(Place { kind: Kind::Update, step, moment });
+            let cvm = host.live(Arc::clone(&killer) as _, async |life| {
+                let cvm = life.create().await;
+                life.settled(&cvm).await;
+                life.update(&cvm, patch(2, "")).await;
+                life.wake();
+                let reached = life.app.clock.within(Duration::from_secs(60), killer.reached.notified()).await;
+                reached.expect("it comes to that place");
+                power::delete(&life.app, life.cvm(&cvm), life.actor.author("req_test"))
+                    .await
+                    .expect("accepted");
+                cvm
+            });
+            let killer = Killer::at(Place { kind: Kind::Delete, step: StepName::Remove, moment });
+            host.live(Arc::clone(&killer) as _, async |life| {
+                life.wake();
+                let reached = life.app.clock.within(Duration::from_secs(60), killer.reached.notified()).await;
+                reached.expect("it comes to that place");
+            });
+            host.live(Arc::new(worker::NoProbe), async |life| {
+                life.settled(&cvm).await;
+                assert!(life.app.store.cvm(cvm.id).is_err() && life.seen(&cvm).await.is_none());
+                assert_eq!(life.qemu.used(), Default::default());
+                assert_eq!(life.app.store.nodes().expect("reads")[0].booked, Default::default());
+            });
+            assert_eq!((host.processes().len(), nodes(&host)), (0, vec![]), "{step} {moment:?}");
+        }
+    }
+}
