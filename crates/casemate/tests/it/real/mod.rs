@@ -2,5 +2,7 @@
 
 mod world;
 
+mod vm_demo;
 mod vm_failures;
+mod vm_kill_9;
 mod vm_methods;

@@ -14,6 +14,13 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_casemate");
 /// What all machines here are called.
 pub(super) const NAME: &str = "web-app";
 
+/// What `make guest` made.
+fn made() -> PathBuf {
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.casemate-guest");
+    assert!(made.join("images").is_dir(), "there is no OS image: run `make guest`");
+    made.canonicalize().unwrap()
+}
+
 /// A data folder, a server on it, and its machines. Nothing of it runs on when this is dropped.
 pub(super) struct World {
     folder: TempDir,
@@ -24,33 +31,31 @@ pub(super) struct World {
 impl World {
     /// With the images `web:1` and `web:2` at hand.
     pub(super) fn new() -> Self {
-        let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.casemate-guest");
-        assert!(made.join("images").is_dir(), "there is no OS image: run `make guest`");
         let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("data");
         for image in ["oci/web-1", "oci/web-2"] {
             let mut import = Command::new(PROGRAM);
-            import.args(["images", "import", "--data"]).arg(&data).arg(made.join(image));
+            import
+                .args(["images", "import", "--data"])
+                .arg(folder.path().join("data"))
+                .arg(made().join(image));
             assert!(import.stdout(Stdio::null()).status().unwrap().success());
         }
-        let mut server = Command::new(PROGRAM)
-            .args(["dev", "--listen=127.0.0.1:0", "--data"])
-            .arg(&data)
-            .arg(format!("--nodes=qemu,accel=tcg,os-images={}", made.join("images").display()))
-            .env("CASEMATE_LOG", "info")
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(folder.path().join("server.log")).unwrap())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(server.stdout.take().unwrap()).lines();
-        let url = lines
-            .map_while(Result::ok)
-            .find_map(|line| Some(line.trim().strip_prefix("API")?.trim().to_owned()));
-        let key = std::fs::read_to_string(data.join("dev.env")).unwrap();
-        let key = key.lines().find_map(|line| line.strip_prefix("export PHALA_CLOUD_API_KEY=")).unwrap();
-        let client =
-            Client::builder().base_url(url.expect("it says where it listens")).api_key(key).build().unwrap();
+        let (server, client, _) = start(folder.path(), &[], "API");
         Self { folder, server, client }
+    }
+
+    /// With the example, and everything that is printed until it was shown.
+    pub(super) fn demo() -> (Self, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let (server, client, printed) = start(folder.path(), &["--demo"], "The cloud stays up");
+        (Self { folder, server, client }, printed)
+    }
+
+    /// Kills the server, and starts another one on what it left.
+    pub(super) fn kill_and_start(&mut self) {
+        self.server.kill().unwrap();
+        self.server.wait().unwrap();
+        (self.server, self.client, _) = start(self.folder.path(), &[], "API");
     }
 
     pub(super) fn data(&self) -> PathBuf {
@@ -104,6 +109,36 @@ impl World {
         assert!(ended.success());
         assert!(self.server.wait().unwrap().success());
     }
+}
+
+/// Starts a server on a folder; it says `ready` at the beginning of a line. Gives all that it says until then.
+fn start(folder: &Path, options: &[&str], ready: &str) -> (Child, Client, String) {
+    let data = folder.join("data");
+    let mut server = Command::new(PROGRAM)
+        .args(["dev", "--listen=127.0.0.1:0", "--nodes=qemu,accel=tcg", "--data"])
+        .arg(&data)
+        .args(options)
+        // It finds there what `make guest` made.
+        .current_dir(made().parent().unwrap())
+        .env("CASEMATE_LOG", "info")
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(folder.join("server.log")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut printed = String::new();
+    for line in BufReader::new(server.stdout.take().unwrap()).lines().map_while(Result::ok) {
+        printed += &(line.clone() + "\n");
+        if line.trim_start().starts_with(ready) {
+            break;
+        }
+    }
+    let env = std::fs::read_to_string(data.join("dev.env")).unwrap_or_default();
+    let value = |name: &str| {
+        env.lines().find_map(|line| line.strip_prefix("export ")?.strip_prefix(name)).unwrap_or_default()
+    };
+    let client = Client::builder().base_url(value("PHALA_CLOUD_API_PREFIX="));
+    let client = client.api_key(value("PHALA_CLOUD_API_KEY=")).build().unwrap();
+    (server, client, printed)
 }
 
 impl Drop for World {
