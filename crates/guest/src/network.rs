@@ -55,8 +55,10 @@ pub(crate) fn machine() -> Result<()> {
 /// Sets up the network of every container.
 pub(crate) fn containers(services: &[ServiceSpec]) -> Result<()> {
     fs::create_dir_all(NAMESPACES).doing("cannot make the folder of networks")?;
-    let names =
-        services.iter().enumerate().map(|(at, service)| format!("{} {}\n", address(at), service.name));
+    let names = services.iter().enumerate().map(|(at, service)| {
+        let names: Vec<_> = service.names().collect();
+        format!("{} {}\n", address(at), names.join(" "))
+    });
     let names = format!("127.0.0.1 localhost\n::1 localhost\n{}", names.collect::<String>());
     fs::write(HOSTS, names).doing("cannot write the services' names")?;
     for (at, service) in services.iter().enumerate() {

@@ -43,7 +43,7 @@ pub const SERVICE_KEYS: [Key; 12] = [
     key("restart", "`no` (the default), `always`, `unless-stopped`, `on-failure`, `on-failure:TIMES`"),
     key("user", "`UID`, `UID:GID`, or names that the image knows"),
     key("working_dir", "an absolute path"),
-    key("container_name", "another name for the container"),
+    key("container_name", "another name by which services reach it"),
     key("labels", "no effect"),
 ];
 
@@ -80,7 +80,7 @@ pub struct ServiceSpec {
     pub user: Option<String>,
     /// Where it runs, an absolute path.
     pub working_dir: Option<String>,
-    /// Another name for its container.
+    /// Another name by which services reach it.
     pub container_name: Option<String>,
 }
 
@@ -153,6 +153,11 @@ pub enum Restart {
 }
 
 impl ServiceSpec {
+    /// The names by which services reach it.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.container_name.as_deref())
+    }
+
     /// The service with every variable replaced.
     ///
     /// # Errors
@@ -267,6 +272,17 @@ fn only_these(what: &str, fields: &Map<String, Value>, keys: &[&str]) -> Result<
     }
 }
 
+/// A key that is allowed with the one value that says what is so anyway.
+fn says(what: &str, fields: &Map<String, Value>, key: &str, expected: &Value) -> Result<(), String> {
+    match fields.get(key) {
+        None | Some(Value::Null) => Ok(()),
+        Some(value) if value == expected => Ok(()),
+        Some(other) => Err(format!(
+            "{what} has `{key}` {other}, which is not supported on this node; supported: {expected}"
+        )),
+    }
+}
+
 fn volumes(file: &Map<String, Value>) -> Result<BTreeSet<String>, String> {
     let Some(value) = file.get("volumes").filter(|value| !value.is_null()) else {
         return Ok(BTreeSet::new());
@@ -278,7 +294,7 @@ fn volumes(file: &Map<String, Value>) -> Result<BTreeSet<String>, String> {
         }
         match fields {
             Value::Null => {}
-            Value::Object(fields) => only_these(&format!("volume `{name}`"), fields, &["name", "labels"])?,
+            Value::Object(fields) => only_these(&format!("volume `{name}`"), fields, &["labels"])?,
             other => {
                 return Err(format!("volume `{name}` must be a mapping or empty, not {}", kind_of(other)));
             }
@@ -306,6 +322,10 @@ fn service(name: &str, fields: &Value, volumes: &BTreeSet<String>) -> Result<Ser
     let get = |key: &str| fields.get(key).filter(|value| !value.is_null());
     let text = |key: &str| get(key).map(|value| plain(value, key)).transpose();
     let Some(image) = text("image")? else { return Err("`image` is required".to_owned()) };
+    let container_name = text("container_name")?;
+    if container_name.as_ref().is_some_and(|name| !is_name(name)) {
+        return Err(format!("`container_name` {NAME_RULE}"));
+    }
     let working_dir = text("working_dir")?;
     if let Some(path) = &working_dir {
         absolute("working_dir", path)?;
@@ -325,7 +345,7 @@ fn service(name: &str, fields: &Value, volumes: &BTreeSet<String>) -> Result<Ser
         restart: get("restart").map(restart).transpose()?.unwrap_or_default(),
         user: text("user")?,
         working_dir,
-        container_name: text("container_name")?,
+        container_name,
     })
 }
 
@@ -483,7 +503,8 @@ fn tcp(protocol: &str) -> Result<(), String> {
 
 fn port(item: &Value) -> Result<Port, String> {
     if let Value::Object(fields) = item {
-        only_these("an entry of `ports`", fields, &["target", "published", "protocol", "mode", "name"])?;
+        only_these("an entry of `ports`", fields, &["target", "published", "protocol", "mode"])?;
+        says("an entry of `ports`", fields, "mode", &"ingress".into())?;
         let get = |key: &str| fields.get(key).filter(|value| !value.is_null()).and_then(scalar);
         tcp(get("protocol").as_deref().unwrap_or("tcp"))?;
         let target = get("target").ok_or("an entry of `ports` needs a `target`")?;
@@ -566,11 +587,10 @@ fn depends_on(value: &Value) -> Result<Vec<String>, String> {
                 let fields = mapping(fields).map_err(|found| {
                     format!("`depends_on` has {found} for `{name}`, which must be a mapping")
                 })?;
-                only_these(
-                    &format!("`depends_on` of `{name}`"),
-                    fields,
-                    &["condition", "required", "restart"],
-                )?;
+                let what = format!("`depends_on` of `{name}`");
+                only_these(&what, fields, &["condition", "required", "restart"])?;
+                says(&what, fields, "required", &true.into())?;
+                says(&what, fields, "restart", &false.into())?;
                 match fields.get("condition") {
                     None | Some(Value::Null) => {}
                     Some(Value::String(text)) if text == "service_started" => {}
@@ -614,7 +634,16 @@ fn restart(value: &Value) -> Result<Restart, String> {
 /// What is wrong between services.
 fn check_together(services: &[ServiceSpec]) -> Result<(), ComposeError> {
     let mut published = BTreeSet::new();
-    for service in services {
+    for (at, service) in services.iter().enumerate() {
+        let taken = |name: &str| {
+            let others = services.iter().enumerate().filter(|(other, _)| *other != at);
+            others.flat_map(|(_, other)| other.names()).any(|other| other == name)
+        };
+        if let Some(name) = service.container_name.as_deref().filter(|name| taken(name)) {
+            return Err(
+                service.wrong(&format!("`container_name` `{name}` is the name of another service as well"))
+            );
+        }
         for port in &service.ports {
             if !published.insert(port.published) {
                 return Err(service.wrong(&format!("port {} is published twice", port.published)));

@@ -105,6 +105,36 @@ fn what_is_not_in_the_list_is_refused_by_name() {
         );
         assert_eq!(refusal(key), wanted);
     }
+    // Keys that are understood in part: what would be without effect is refused as well.
+    for (key, wanted) in [
+        (
+            "ports: [{target: 80, mode: host}]",
+            "`mode` \"host\", which is not supported on this node; supported: \"ingress\"",
+        ),
+        ("ports: [{target: 80, name: a}]", "an entry of `ports` has `name`, which is not supported"),
+        (
+            "depends_on: {db: {required: false}}",
+            "`required` false, which is not supported on this node; supported: true",
+        ),
+        (
+            "depends_on: {db: {restart: true}}",
+            "`restart` true, which is not supported on this node; supported: false",
+        ),
+        ("container_name: ../evil name", "`container_name` must have a name of at most 64 letters"),
+    ] {
+        let error = refusal(key);
+        assert!(error.contains(wanted), "{error}");
+    }
+    let twice = "services: {web: {image: w, container_name: db}, db: {image: d}}";
+    assert!(
+        runnable(twice)
+            .unwrap_err()
+            .to_string()
+            .contains("`container_name` `db` is the name of another service")
+    );
+    let named = "services: {web: {image: w}}\nvolumes: {a: {name: same}}";
+    assert!(runnable(named).unwrap_err().to_string().contains("volume `a` has `name`"));
+    runnable("services: {web: {image: w, ports: [{target: 80, mode: ingress}]}}").unwrap();
     let error = runnable("services: {web: {image: w}}\nnetworks: {a: }").unwrap_err();
     assert_eq!(
         error,
