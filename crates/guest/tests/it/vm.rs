@@ -133,9 +133,9 @@ fn vm_gives_every_service_its_own_network() {
     image: web:2
     depends_on: [one]
     ports: ['82:8080']
-    entrypoint: [sh, -c, 'wget -qO - http://one:8080/ && hostname && id -u && exec /bin/server']
+    entrypoint: [sh, -c, 'wget -qO - http://one:8080/ http://first:8080/ && hostname && id -u && exec /bin/server']
     user: web
-  one: {image: 'web:1', ports: ['81:8080']}
+  one: {image: 'web:1', container_name: first, ports: ['81:8080']}
 ";
     let disks = Disks::new();
     let mut vm = disks.boot(&config(1, yaml, &[]), &[81, 82]);
@@ -149,9 +149,9 @@ fn vm_gives_every_service_its_own_network() {
     );
     let lines = wait_for("the log", || {
         let (lines, _) = texts(&mut vm, "two", 0);
-        (lines.len() >= 4).then_some(lines)
+        (lines.len() >= 5).then_some(lines)
     });
-    assert_eq!(lines[..4], ["web 1", "two", "1000", "web 2 listens on port 8080"]);
+    assert_eq!(lines[..5], ["web 1", "web 1", "two", "1000", "web 2 listens on port 8080"]);
     assert!(matches!(vm.ask(Ask::Logs { service: "none".to_owned(), from: 0, limit: 1 }), Reply::Error(_)));
 }
 
