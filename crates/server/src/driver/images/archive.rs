@@ -40,7 +40,7 @@ impl ImageStore {
             header
         };
         for digest in digests {
-            let blob = File::open(self.path(&digest))?;
+            let blob = self.open_blob(&digest)?;
             let size = blob.metadata()?.len();
             let mut checked = Checked { inner: blob, digest: Sha256::new() };
             tar.append_data(
@@ -49,6 +49,8 @@ impl ImageStore {
                 &mut checked,
             )?;
             if format!("sha256:{}", hex::encode(checked.digest.finalize())) != digest {
+                // It is of no use, and what is not there is brought anew.
+                std::fs::remove_file(self.path(&digest)).ok();
                 return Err(damaged(&digest));
             }
         }

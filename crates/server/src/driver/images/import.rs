@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::manifest::{Descriptor, Document, FULL_NAME, MANIFEST, MAX_DOCUMENT, REF_NAME};
 use super::reference::is_digest;
+use super::store::{Giver, Origin};
 use super::{Error, ImageStore, Reference, Result};
 
 /// An entry of `manifest.json` in an archive of `docker save`.
@@ -71,10 +72,10 @@ impl ImageStore {
             return Err(refused("its images have no names; give one with --as NAME:TAG"));
         }
         for (reference, digest) in &named {
-            if self.resolve(&Reference { digest: Some(digest.clone()), ..reference.clone() })?.is_none() {
+            if self.whole(reference, digest, |blob| self.given(blob, &[Giver::import()]))?.is_none() {
                 return Err(refused(format!("image `{reference}` is not whole")));
             }
-            self.name(reference, digest)?;
+            self.name(&Reference { digest: None, ..reference.clone() }, digest, Origin::Imported)?;
         }
         Ok(named)
     }
@@ -104,23 +105,21 @@ impl ImageStore {
         }
     }
 
+    /// Also when there is such a blob: that one may be damaged, or not be for everybody.
     fn import_blob(&self, folder: &Path, descriptor: &Descriptor) -> Result<()> {
         let digest = &descriptor.digest;
         if !is_digest(digest) {
             return Err(refused(format!("`{digest}` is no SHA-256 digest")));
         }
-        if self.has(digest) {
-            return Ok(());
-        }
         let blob = open(folder, &format!("blobs/{}", digest.replacen(':', "/", 1)))?;
-        self.put_file(blob, Some(digest)).map(drop)
+        self.put(&Giver::import(), blob, Some(digest)).map(drop)
     }
 
     fn import_saved(&self, folder: &Path) -> Result<Vec<(Vec<String>, String)>> {
         let saved: Vec<Saved> = serde_json::from_slice(&small(folder, "manifest.json")?)
             .map_err(|error| refused(format!("manifest.json is not understood: {error}")))?;
         let part = |name: &str, media_type: &str| -> Result<Descriptor> {
-            let (digest, size) = self.put_file(open(folder, name)?, None)?;
+            let (digest, size) = self.put(&Giver::import(), open(folder, name)?, None)?;
             Ok(Descriptor {
                 media_type: format!("application/vnd.oci.image.{media_type}"),
                 digest,
@@ -139,7 +138,8 @@ impl ImageStore {
                 manifests: None,
             };
             let text = serde_json::to_vec(&document).expect("text as keys, and nothing that can fail");
-            Ok((saved.repo_tags.unwrap_or_default(), self.put(&text)?))
+            let (digest, _) = self.put(&Giver::import(), text.as_slice(), None)?;
+            Ok((saved.repo_tags.unwrap_or_default(), digest))
         };
         saved.into_iter().map(image).collect()
     }
@@ -168,23 +168,54 @@ fn small(folder: &Path, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Unpacks the files of an archive; nothing else that may be in it.
+/// Links that lead to links are followed this far.
+const MAX_LINKS: usize = 40;
+
+/// Unpacks the files of an archive, and what in it is a link to another of them (a layer that is there twice, for older versions
+/// of docker); nothing else that may be in it.
 fn unpack(archive: File, folder: &Path) -> std::io::Result<()> {
     let mut archive = tar::Archive::new(archive);
+    let mut links = BTreeMap::new();
     for entry in archive.entries()? {
         let mut entry = entry?;
-        let path = entry.path()?.into_owned();
-        let plain: std::path::PathBuf =
-            path.components().filter(|part| !matches!(part, Component::CurDir)).collect();
-        let inside = plain.components().all(|part| matches!(part, Component::Normal(_)));
-        if !inside || !entry.header().entry_type().is_file() {
-            continue;
+        let Some(path) = inside(&entry.path()?) else { continue };
+        let kind = entry.header().entry_type();
+        if kind.is_symlink() || kind.is_hard_link() {
+            let above = path.parent().filter(|_| kind.is_symlink()).unwrap_or(Path::new(""));
+            let target = entry.link_name()?.and_then(|target| inside(&above.join(target)));
+            links.extend(target.map(|target| (path.clone(), target)));
+        } else if kind.is_file() {
+            let place = folder.join(path);
+            make_above(&place)?;
+            std::io::copy(&mut entry, &mut File::create(place)?)?;
         }
-        let place = folder.join(plain);
-        if let Some(above) = place.parent() {
-            std::fs::create_dir_all(above)?;
+    }
+    for (path, target) in &links {
+        let end = std::iter::successors(Some(target), |path| links.get(*path)).take(MAX_LINKS).last();
+        let (place, file) = (folder.join(path), folder.join(end.unwrap_or(target)));
+        // What is unpacked has no symbolic links: no path there leads out of it.
+        if file.is_file() && !place.exists() {
+            make_above(&place)?;
+            std::fs::hard_link(file, place)?;
         }
-        std::io::copy(&mut entry, &mut File::create(place)?)?;
     }
     Ok(())
+}
+
+fn make_above(place: &Path) -> std::io::Result<()> {
+    place.parent().map_or(Ok(()), std::fs::create_dir_all)
+}
+
+/// A path of an archive without `.` and `..`, if it does not lead out of the archive.
+fn inside(path: &Path) -> Option<PathBuf> {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(part) => plain.push(part),
+            Component::CurDir => {}
+            Component::ParentDir if plain.pop() => {}
+            _ => return None,
+        }
+    }
+    Some(plain)
 }

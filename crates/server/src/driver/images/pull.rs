@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use oci_client::RegistryOperation;
 use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
+use oci_client::errors::{OciDistributionError, OciError, OciErrorCode};
 use oci_client::secrets::RegistryAuth;
 
 use super::manifest::{ACCEPTED, Descriptor, Document};
 use super::reference::is_digest;
-use super::store::{Blob, digest_of};
+use super::store::{Blob, Giver, Origin, digest_of};
 use super::{Error, ImageStore, Reference, Result};
 
 /// Who pulls, where a registry asks.
@@ -42,14 +43,16 @@ impl Login {
 }
 
 impl ImageStore {
-    /// The manifest that `reference` means for the machines here: out of the store if the image is there, else from its
-    /// registry. What was pulled before an interruption need not be pulled again.
+    /// The manifest that `reference` means for the machines here, all of which is in the store afterwards. What was imported
+    /// means what it meant then, for everybody. For anything else the registry is asked, each time, whether this login may read
+    /// it and what it is now; what its repository gave before is not pulled again. If it does not answer, an image that it gave
+    /// without a login is what it was last.
     ///
     /// # Errors
     /// `Refused` if there is no such image, or not for these machines, or not for this login; `Later` if the registry does not
     /// answer.
     pub async fn ensure(&self, reference: &Reference, login: Option<&Login>) -> Result<String> {
-        if let Some(digest) = self.resolve(reference)? {
+        if let Some(digest) = self.imported(reference)? {
             return Ok(digest);
         }
         let turn = {
@@ -58,32 +61,92 @@ impl ImageStore {
             Arc::clone(pulls.entry(reference.to_string()).or_default())
         };
         let _turn = turn.lock().await;
-        match self.resolve(reference)? {
-            Some(digest) => Ok(digest),
-            None => self.pull(reference, login).await,
+        let registry = Registry::new(reference, login)?;
+        let last = self.named(reference)?;
+        match registry.digest().await {
+            Ok(now) => self.ensure_digest(&registry, &now, last).await,
+            Err(Error::Later(why)) => match last {
+                Some((digest, Origin::Public)) if let Some(digest) = self.readable(reference, &digest) => {
+                    tracing::warn!(%reference, digest, why, "used as it was pulled last");
+                    Ok(digest)
+                }
+                _ => Err(Error::Later(why)),
+            },
+            Err(error) => {
+                if let Some((digest, Origin::Public)) = last
+                    && registry.is_anonymous()
+                {
+                    self.name(reference, &digest, Origin::Login)?;
+                }
+                Err(error)
+            }
         }
     }
 
-    async fn pull(&self, reference: &Reference, login: Option<&Login>) -> Result<String> {
-        let registry = Registry::new(reference, login)?;
-        let (mut digest, mut document) = self.pull_manifest(&registry, reference).await?;
+    async fn ensure_digest(
+        &self,
+        registry: &Registry,
+        now: &str,
+        last: Option<(String, Origin)>,
+    ) -> Result<String> {
+        let reference = &registry.reference;
+        let (digest, named) = match self.readable(reference, now) {
+            Some(digest) => (digest, now.to_owned()),
+            None => self.pull(registry).await?,
+        };
+        let was_public = last.as_ref().is_some_and(|last| *last == (named.clone(), Origin::Public));
+        let origin = match registry.is_anonymous() || was_public {
+            true => Origin::Public,
+            false => Origin::Login,
+        };
+        let meant = (named, origin);
+        if last.as_ref() != Some(&meant) {
+            self.name(reference, &meant.0, meant.1)?;
+        }
+        Ok(digest)
+    }
+
+    /// Of what was imported.
+    fn imported(&self, reference: &Reference) -> Result<Option<String>> {
+        let whole = |digest: &str| self.whole(reference, digest, |blob| self.given(blob, &[Giver::import()]));
+        if let Some(digest) = &reference.digest {
+            // A damaged one is pulled, if its registry has it.
+            return Ok(whole(digest).ok().flatten());
+        }
+        match self.named(reference)? {
+            Some((digest, Origin::Imported)) => whole(&digest)?.map(Some).ok_or_else(|| {
+                Error::Refused(format!("image `{reference}` is damaged on this node; import it again"))
+            }),
+            _ => Ok(None),
+        }
+    }
+
+    /// The image `digest`, if all of it is here and for whoever may read its repository. A damaged one is pulled again.
+    fn readable(&self, reference: &Reference, digest: &str) -> Option<String> {
+        let givers = [Giver::repository(reference), Giver::import()];
+        self.whole(reference, digest, |blob| self.given(blob, &givers)).ok().flatten()
+    }
+
+    /// The digest of the machines' manifest, and that of what the reference means.
+    async fn pull(&self, registry: &Registry) -> Result<(String, String)> {
+        let reference = &registry.reference;
+        let (named, mut document) = self.pull_manifest(registry, reference).await?;
+        let mut digest = named.clone();
         if document.manifests.is_some() {
             let ours = Reference {
                 digest: Some(self.machines_digest(reference, &document)?),
                 tag: None,
                 ..reference.clone()
             };
-            (digest, document) = self.pull_manifest(&registry, &ours).await?;
+            (digest, document) = self.pull_manifest(registry, &ours).await?;
         }
+        let givers = [Giver::repository(reference), Giver::import()];
         for part in document.parts() {
-            if !self.has(&part.digest) {
-                self.pull_blob(&registry, part).await?;
+            if !self.given(&part.digest, &givers) {
+                self.pull_blob(registry, part).await?;
             }
         }
-        if reference.tag.is_some() {
-            self.name(reference, &digest)?;
-        }
-        Ok(digest)
+        Ok((digest, named))
     }
 
     async fn pull_manifest(&self, registry: &Registry, reference: &Reference) -> Result<(String, Document)> {
@@ -95,7 +158,7 @@ impl ImageStore {
             return Err(Error::Refused(format!("{} gave {digest} for {wanted}", reference.registry)));
         }
         let document = Document::read(&bytes).map_err(Error::Refused)?;
-        self.put(&bytes)?;
+        self.put(&Giver::repository(reference), bytes.as_ref(), None)?;
         Ok((digest, document))
     }
 
@@ -115,7 +178,7 @@ impl ImageStore {
             }
             blob.write_all(&bytes)?;
         }
-        blob.finish(Some(&part.digest)).map(drop)
+        blob.finish(&Giver::repository(&registry.reference), Some(&part.digest)).map(drop)
     }
 }
 
@@ -144,6 +207,21 @@ impl Registry {
         Ok(Self { client, auth, reference: reference.clone() })
     }
 
+    fn is_anonymous(&self) -> bool {
+        matches!(self.auth, RegistryAuth::Anonymous)
+    }
+
+    /// What the reference means now, if this login may read it. Asks without fetching: that is free where pulls are counted.
+    async fn digest(&self) -> Result<String> {
+        let image = self.image(&self.reference)?;
+        match self.client.auth(&image, &self.auth, RegistryOperation::Pull).await {
+            // Without the login it may be had as well, or is refused below.
+            Ok(_) | Err(OciDistributionError::AuthenticationFailure(_)) => {}
+            Err(error) => return Err(self.failed(&error)),
+        }
+        self.client.fetch_manifest_digest(&image, &self.auth).await.map_err(|error| self.failed(&error))
+    }
+
     fn image(&self, reference: &Reference) -> Result<oci_client::Reference> {
         reference.to_string().parse().map_err(|error| Error::Refused(format!("`{reference}`: {error}")))
     }
@@ -152,11 +230,25 @@ impl Registry {
         let image = &self.reference;
         let missing = || {
             Error::Refused(format!(
-                "image `{image}` is not on this node, and {} does not have it or does not give it to this login",
+                "image `{image}` is not imported on this node, and {} does not have it or does not give it to this login",
                 image.registry
             ))
         };
+        let later = || {
+            Error::Later(format!(
+                "image `{image}` is not imported on this node, and {} does not answer: {error}",
+                image.registry
+            ))
+        };
+        let too_many = |one: &OciError| matches!(one.code, OciErrorCode::Toomanyrequests);
         match error {
+            OciDistributionError::DigestError(error) => {
+                Error::Refused(format!("{} gave something else for image `{image}`: {error}", image.registry))
+            }
+            OciDistributionError::RegistryError { envelope, .. } if envelope.errors.iter().any(too_many) => {
+                later()
+            }
+            OciDistributionError::ServerError { code: 429, .. } => later(),
             OciDistributionError::ImageManifestNotFoundError(_)
             | OciDistributionError::UnauthorizedError { .. }
             | OciDistributionError::AuthenticationFailure(_)
@@ -167,10 +259,7 @@ impl Registry {
             {
                 missing()
             }
-            other => Error::Later(format!(
-                "image `{image}` is not on this node, and {} does not answer: {other}",
-                image.registry
-            )),
+            _ => later(),
         }
     }
 }

@@ -2,32 +2,65 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 
 use super::manifest::MANIFEST;
+use super::store::{Origin, digest_of};
 use super::tests::layout;
 use super::*;
+use casemate_types::guest::ImageRef;
+use serde_json::json;
 
 /// What a registry has and was asked.
 #[derive(Default)]
 struct Registry {
-    blobs: HashMap<String, Vec<u8>>,
-    tags: HashMap<String, String>,
+    blobs: Mutex<HashMap<String, Vec<u8>>>,
+    tags: Mutex<HashMap<String, String>>,
     /// Nobody gets in without it.
-    login: Option<String>,
+    login: Mutex<Option<String>>,
+    /// It has more important things to do.
+    down: AtomicBool,
     asked: Mutex<Vec<String>>,
+}
+
+impl Registry {
+    fn tag(&self, name: &str) -> String {
+        self.tags.lock().unwrap()[name].clone()
+    }
+
+    /// What it was asked since the last time.
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+
+    /// Now the tag means another image, of the same layers.
+    fn move_tag(&self, name: &str) -> String {
+        let mut blobs = self.blobs.lock().unwrap();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&blobs[&self.tag(name)]).unwrap();
+        manifest["annotations"] = json!({ "moved": blobs.len() });
+        let manifest = manifest.to_string().into_bytes();
+        let digest = digest_of(&manifest);
+        blobs.insert(digest.clone(), manifest);
+        self.tags.lock().unwrap().insert(name.into(), digest.clone());
+        digest
+    }
 }
 
 async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
+    if registry.down.load(Ordering::SeqCst) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    if registry.login.is_some() && given != registry.login.as_deref() {
+    let login = registry.login.lock().unwrap().clone();
+    if login.is_some() && given != login.as_deref() {
         let ask = [(header::WWW_AUTHENTICATE, "Basic realm=\"test\"")];
         return (StatusCode::UNAUTHORIZED, ask, "{}").into_response();
     }
@@ -35,13 +68,15 @@ async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Resp
         return "{}".into_response();
     }
     let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-    registry.asked.lock().unwrap().push(name.clone());
-    let digest = registry.tags.get(&name).cloned().unwrap_or(name);
-    match registry.blobs.get(&digest) {
+    registry.asked.lock().unwrap().push(format!("{} {name}", request.method()));
+    let digest = registry.tags.lock().unwrap().get(&name).cloned().unwrap_or(name);
+    let blob = registry.blobs.lock().unwrap().get(&digest).cloned();
+    match blob {
         Some(blob) if path.contains("/manifests/") => {
-            ([(header::CONTENT_TYPE, MANIFEST)], blob.clone()).into_response()
+            let digest = (HeaderName::from_static("docker-content-digest"), digest);
+            ([(header::CONTENT_TYPE, MANIFEST.to_owned()), digest], blob).into_response()
         }
-        Some(blob) => blob.clone().into_response(),
+        Some(blob) => blob.into_response(),
         None => {
             (StatusCode::NOT_FOUND, r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"","detail":{}}]}"#)
                 .into_response()
@@ -53,11 +88,11 @@ async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Resp
 async fn serve(change: impl FnOnce(&mut Registry)) -> (String, Arc<Registry>) {
     let folder = tempfile::tempdir().unwrap();
     layout(folder.path(), &["web:1"]);
-    let mut registry = Registry { blobs: blobs(folder.path()), ..Registry::default() };
+    let mut registry = Registry { blobs: Mutex::new(blobs(folder.path())), ..Registry::default() };
     let index: serde_json::Value =
         serde_json::from_slice(&std::fs::read(folder.path().join("index.json")).unwrap()).unwrap();
     let digest = index["manifests"][0]["digest"].as_str().unwrap().to_owned();
-    registry.tags.insert("1".into(), digest);
+    registry.tags.get_mut().unwrap().insert("1".into(), digest);
     change(&mut registry);
     let registry = Arc::new(registry);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -91,7 +126,10 @@ async fn an_image_is_pulled_once_and_checked() {
     let digest = both.0.unwrap();
     assert_eq!(both.1, Ok(digest.clone()));
     assert_eq!(store.ensure(&tagged, None).await, Ok(digest.clone()));
-    assert_eq!(registry.asked.lock().unwrap().len(), 3, "manifest, configuration and layer, once each");
+    let asked = registry.asked();
+    let (heads, gets): (Vec<_>, Vec<_>) = asked.iter().partition(|one| one.starts_with("HEAD"));
+    assert_eq!(heads, ["HEAD 1"; 3], "whoever wants it asks");
+    assert_eq!(gets.len(), 3, "manifest, configuration and layer, once each: {gets:?}");
     let pinned = reference(&host, &format!("@{digest}"));
     assert_eq!(store.ensure(&pinned, None).await, Ok(digest));
 }
@@ -103,9 +141,11 @@ async fn what_a_registry_does_not_have_or_gives_wrongly_is_refused() {
     let error = store.ensure(&reference(&host, ":2"), None).await.unwrap_err();
     assert!(matches!(&error, Error::Refused(why) if why.contains("does not have it")), "{error:?}");
     let (host, _) = serve(|registry| {
-        let manifest = registry.tags["1"].clone();
+        let manifest = registry.tag("1");
         registry
             .blobs
+            .get_mut()
+            .unwrap()
             .iter_mut()
             .filter(|(digest, _)| **digest != manifest)
             .for_each(|(_, blob)| blob[0] ^= 1);
@@ -121,16 +161,145 @@ async fn what_a_registry_does_not_have_or_gives_wrongly_is_refused() {
     );
 }
 
+fn login(registry: &str) -> Login {
+    Login { username: "me".into(), password: "secret".into(), registry: Some(registry.to_owned()) }
+}
+
+/// How a registry is told of the login.
+fn basic() -> String {
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode("me:secret"))
+}
+
+fn is_refused(got: &Result<String>) -> bool {
+    matches!(got, Err(Error::Refused(why)) if why.contains("does not give it"))
+}
+
+#[tokio::test]
+async fn what_one_login_pulled_is_for_nobody_without_it() {
+    let (host, registry) = serve(|registry| registry.login = Mutex::new(Some(basic()))).await;
+    let (store, _folder) = store();
+    let (tagged, mine) = (reference(&host, ":1"), login(&host));
+    let digest = store.ensure(&tagged, Some(&mine)).await.unwrap();
+    let pinned = reference(&host, &format!("@{digest}"));
+    registry.asked();
+    for wanted in [&tagged, &pinned] {
+        for wrong in [None, Some(Login { password: "wrong".into(), ..mine.clone() })] {
+            let got = store.ensure(wanted, wrong.as_ref()).await;
+            assert!(is_refused(&got), "{got:?}");
+        }
+        assert_eq!(store.ensure(wanted, Some(&mine)).await, Ok(digest.clone()));
+        let asked = registry.asked();
+        assert!(asked.iter().all(|one| one.starts_with("HEAD")), "nothing is pulled again: {asked:?}");
+    }
+    // Nobody can say whose login is right.
+    registry.down.store(true, Ordering::SeqCst);
+    for wanted in [&tagged, &pinned] {
+        for anyones in [None, Some(&mine)] {
+            let got = store.ensure(wanted, anyones).await;
+            assert!(matches!(&got, Err(Error::Later(why)) if why.contains("does not answer")), "{got:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_repository_gives_nothing_by_its_digest_alone() {
+    let (host, private) = serve(|registry| registry.login = Mutex::new(Some(basic()))).await;
+    let (store, _folder) = store();
+    let digest = store.ensure(&reference(&host, ":1"), Some(&login(&host))).await.unwrap();
+    let manifest = private.blobs.lock().unwrap()[&digest].clone();
+    // Somebody's own registry says yes to the digest; then it has the manifest too, but no layer.
+    let (own, registry) = serve(|registry| *registry.blobs.get_mut().unwrap() = HashMap::new()).await;
+    for blob in [Vec::new(), manifest] {
+        registry.blobs.lock().unwrap().insert(digest.clone(), blob);
+        for rest in [":1", &format!("@{digest}")] {
+            let got = store.ensure(&reference(&own, rest), None).await;
+            assert!(got.is_err(), "{got:?}");
+        }
+    }
+    *registry.blobs.lock().unwrap() = private.blobs.lock().unwrap().clone();
+    assert_eq!(store.ensure(&reference(&own, ":1"), None).await, Ok(digest));
+}
+
+#[tokio::test]
+async fn a_public_image_is_what_it_was_last_while_its_registry_does_not_answer() {
+    let (host, registry) = serve(|_| {}).await;
+    let (store, _folder) = store();
+    let tagged = reference(&host, ":1");
+    let digest = store.ensure(&tagged, None).await.unwrap();
+    registry.down.store(true, Ordering::SeqCst);
+    assert_eq!(store.ensure(&tagged, None).await, Ok(digest.clone()));
+    let never = store.ensure(&reference(&host, ":2"), None).await;
+    assert!(matches!(never, Err(Error::Later(_))), "{never:?}");
+    // A login that need not be does not make it less public; what only a login got is not.
+    registry.down.store(false, Ordering::SeqCst);
+    store.ensure(&tagged, Some(&login(&host))).await.unwrap();
+    registry.down.store(true, Ordering::SeqCst);
+    assert_eq!(store.ensure(&tagged, None).await, Ok(digest));
+    registry.down.store(false, Ordering::SeqCst);
+    registry.move_tag("1");
+    store.ensure(&tagged, Some(&login(&host))).await.unwrap();
+    registry.down.store(true, Ordering::SeqCst);
+    assert!(matches!(store.ensure(&tagged, None).await, Err(Error::Later(_))));
+    // One that is no more for everybody is not when nobody answers, either.
+    registry.down.store(false, Ordering::SeqCst);
+    store.ensure(&tagged, None).await.unwrap();
+    *registry.login.lock().unwrap() = Some(basic());
+    assert!(is_refused(&store.ensure(&tagged, None).await));
+    registry.down.store(true, Ordering::SeqCst);
+    assert!(matches!(store.ensure(&tagged, None).await, Err(Error::Later(_))));
+}
+
+#[tokio::test]
+async fn a_tag_that_moves_is_followed_and_what_was_imported_stays() {
+    let (host, registry) = serve(|_| {}).await;
+    let (store, folder) = store();
+    let tagged = reference(&host, ":1");
+    let first = store.ensure(&tagged, None).await.unwrap();
+    registry.asked();
+    let second = registry.move_tag("1");
+    assert_eq!(store.ensure(&tagged, None).await, Ok(second.clone()));
+    assert_eq!(registry.asked(), ["HEAD 1", "GET 1"], "the layers are there");
+    assert_eq!(store.named(&tagged).unwrap().unwrap().0, second);
+    // A digest does not say what its tag is.
+    store.ensure(&reference(&host, &format!(":1@{first}")), None).await.unwrap();
+    assert_eq!(store.named(&tagged).unwrap().unwrap().0, second);
+
+    let from = folder.path().join("layout");
+    layout(&from, &["mine"]);
+    let imported = store.import(&from, Some(&tagged)).unwrap()[0].1.clone();
+    *registry.login.lock().unwrap() = Some(basic());
+    registry.asked();
+    assert_eq!(store.ensure(&tagged, None).await, Ok(imported.clone()));
+    let elsewhere = reference("127.0.0.1:1", &format!("@{imported}"));
+    assert_eq!(store.ensure(&elsewhere, None).await, Ok(imported.clone()));
+    assert_eq!(registry.asked(), Vec::<String>::new());
+    // A pull that was under way meanwhile changes nothing of it.
+    store.name(&tagged, &second, Origin::Public).unwrap();
+    assert_eq!(store.ensure(&tagged, None).await, Ok(imported));
+}
+
+#[tokio::test]
+async fn a_damaged_blob_is_pulled_again() {
+    let (host, _) = serve(|_| {}).await;
+    let (store, folder) = store();
+    let tagged = reference(&host, ":1");
+    let digest = store.ensure(&tagged, None).await.unwrap();
+    let image = [ImageRef { reference: tagged.to_string(), digest: digest.clone() }];
+    let archive = folder.path().join("archive");
+    let layer = store.document(&digest).unwrap().layers[0].digest.clone();
+    for blob in [&layer, &digest] {
+        std::fs::write(store.path(blob), b"damaged").unwrap();
+        let error = store.archive(&image, &archive).unwrap_err().to_string();
+        assert!(error.contains(blob.as_str()) && error.contains("damaged"), "{error}");
+        assert_eq!(store.ensure(&tagged, None).await, Ok(digest.clone()));
+        store.archive(&image, &archive).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_login_is_for_its_registry_alone() {
-    let password = base64::engine::general_purpose::STANDARD.encode("me:secret");
-    let (host, _) = serve(|registry| registry.login = Some(format!("Basic {password}"))).await;
+    let (host, _) = serve(|registry| registry.login = Mutex::new(Some(basic()))).await;
     let (store, _folder) = store();
-    let login = |registry: &str| Login {
-        username: "me".into(),
-        password: "secret".into(),
-        registry: Some(registry.to_owned()),
-    };
     let tagged = reference(&host, ":1");
     for wrong in [None, Some(login("registry.example.org"))] {
         let error = store.ensure(&tagged, wrong.as_ref()).await.unwrap_err();

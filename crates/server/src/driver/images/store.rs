@@ -13,16 +13,68 @@ use super::manifest::{Descriptor, Document, MANIFEST, MAX_DOCUMENT, REF_NAME};
 use super::reference::{Reference, is_digest};
 use super::{Error, Result};
 
+/// Key of how a name came into the list: see [`Origin`].
+const ORIGIN: &str = "dev.casemate.origin";
+
+/// How a name came to mean what it means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The operator brought it: it is for everybody, and no registry is asked.
+    Imported,
+    /// Its registry said so to anybody.
+    Public,
+    /// Its registry said so to a login.
+    Login,
+}
+
+impl Origin {
+    fn key(self) -> &'static str {
+        match self {
+            Self::Imported => "imported",
+            Self::Public => "public",
+            Self::Login => "login",
+        }
+    }
+
+    fn of(named: &Descriptor) -> Self {
+        let origin = named.annotations.get(ORIGIN).map(String::as_str);
+        [Self::Imported, Self::Public]
+            .into_iter()
+            .find(|one| origin == Some(one.key()))
+            .unwrap_or(Self::Login)
+    }
+}
+
+/// Who gave a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Giver(String);
+
+impl Giver {
+    /// The operator.
+    pub(super) fn import() -> Self {
+        Self("import".to_owned())
+    }
+
+    /// A repository of a registry: whoever may read one of its manifests may read what that names, and no other repository's
+    /// blobs, however well their digests are known.
+    pub(super) fn repository(of: &Reference) -> Self {
+        Self(digest_of(format!("{}/{}", of.registry, of.repository).as_bytes()).replacen(':', "-", 1))
+    }
+}
+
 /// A store of container images in a folder. Clones share it; so may other processes.
 #[derive(Clone)]
 pub struct ImageStore {
     pub(super) folder: PathBuf,
+    /// Held, shared, as long as somebody may have half a blob.
+    _in_use: Arc<File>,
     /// One pull of a reference at a time: whoever waits finds it there.
     pub(super) pulls: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 impl ImageStore {
-    /// Opens the store in `folder`, and makes it if there is none.
+    /// Opens the store in `folder`, and makes it if there is none. If nobody else has it open, half blobs that are left of an
+    /// interruption go.
     ///
     /// # Errors
     /// The folder cannot be made.
@@ -31,13 +83,24 @@ impl ImageStore {
         make.recursive(true).mode(0o700);
         make.create(folder.join("blobs/sha256"))?;
         make.create(folder.join("tmp"))?;
+        let in_use = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(folder.join("in-use"))?;
+        if fs4::FileExt::try_lock(&in_use).is_ok() {
+            sweep(&folder.join("tmp"))?;
+            fs4::FileExt::unlock(&in_use)?;
+        }
+        fs4::FileExt::lock_shared(&in_use)?;
         let layout = folder.join("oci-layout");
         if !layout.exists() {
             let mut out =
                 OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(layout)?;
             out.write_all(br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
-        Ok(Self { folder, pulls: Arc::default() })
+        Ok(Self { folder, _in_use: Arc::new(in_use), pulls: Arc::default() })
     }
 
     /// What is in the store under a name, in the one spelling that names have here, with the digests.
@@ -49,28 +112,48 @@ impl ImageStore {
         Ok(self.index()?.into_iter().filter_map(named).collect())
     }
 
-    /// Digest of the manifest that `reference` means for the machines here, if all of the image is in the store.
+    /// Digest of the manifest that `reference` means for the machines here, if all of the image is in the store, whoever it is
+    /// for.
     ///
     /// # Errors
     /// The store cannot be read, or the image is not for these machines.
-    pub fn resolve(&self, reference: &Reference) -> Result<Option<String>> {
+    #[cfg(test)]
+    pub(super) fn resolve(&self, reference: &Reference) -> Result<Option<String>> {
         let digest = match &reference.digest {
             Some(digest) => Some(digest.clone()),
-            None => {
-                let name = reference.to_string();
-                self.list()?.into_iter().find(|(known, _)| *known == name).map(|(_, digest)| digest)
-            }
+            None => self.named(reference)?.map(|(digest, _)| digest),
         };
-        let Some(mut digest) = digest.filter(|digest| self.has(digest)) else { return Ok(None) };
+        digest.map_or(Ok(None), |digest| self.whole(reference, &digest, |blob| self.has(blob)))
+    }
+
+    /// Digest of the manifest for the machines here that is `digest` or in the list `digest`, if it and all that it names
+    /// `may` be used.
+    pub(super) fn whole(
+        &self,
+        reference: &Reference,
+        digest: &str,
+        may: impl Fn(&str) -> bool,
+    ) -> Result<Option<String>> {
+        let mut digest = digest.to_owned();
+        if !may(&digest) {
+            return Ok(None);
+        }
         let mut document = self.document(&digest)?;
         if document.manifests.is_some() {
             digest = self.machines_digest(reference, &document)?;
-            if !self.has(&digest) {
+            if !may(&digest) {
                 return Ok(None);
             }
             document = self.document(&digest)?;
         }
-        Ok(document.parts().all(|part| self.has(&part.digest)).then_some(digest))
+        Ok(document.parts().all(|part| may(&part.digest)).then_some(digest))
+    }
+
+    /// What a reference meant last, and how it came to.
+    pub(super) fn named(&self, reference: &Reference) -> Result<Option<(String, Origin)>> {
+        let name = reference.to_string();
+        let named = self.index()?.into_iter().find(|one| one.annotations.get(REF_NAME) == Some(&name));
+        Ok(named.map(|one| (one.digest.clone(), Origin::of(&one))))
     }
 
     /// Out of a list of manifests, that for the machines here.
@@ -79,21 +162,30 @@ impl ImageStore {
         ours.ok_or_else(|| Error::Refused(format!("image `{reference}` has no version for linux/amd64")))
     }
 
-    /// From now on, `reference` means this manifest.
-    pub(super) fn name(&self, reference: &Reference, digest: &str) -> Result<()> {
+    /// From now on, `reference` means this manifest; but what was imported stays until the next import.
+    pub(super) fn name(&self, reference: &Reference, digest: &str, origin: Origin) -> Result<()> {
         let mut lock = OpenOptions::new();
         let lock =
             lock.create(true).truncate(false).write(true).mode(0o600).open(self.folder.join("lock"))?;
         fs4::FileExt::lock(&lock)?;
-        let name = Reference { digest: None, ..reference.clone() }.to_string();
+        let name = reference.to_string();
         let mut index = self.index()?;
-        index.retain(|one| one.annotations.get(REF_NAME) != Some(&name));
+        let old = index.iter().position(|one| one.annotations.get(REF_NAME) == Some(&name));
+        if let Some(old) = old.map(|at| index.remove(at))
+            && Origin::of(&old) == Origin::Imported
+            && origin != Origin::Imported
+        {
+            return Ok(());
+        }
         index.push(Descriptor {
             media_type: MANIFEST.to_owned(),
             digest: digest.to_owned(),
             size: std::fs::metadata(self.path(digest))?.len(),
             platform: None,
-            annotations: BTreeMap::from([(REF_NAME.to_owned(), name)]),
+            annotations: BTreeMap::from([
+                (REF_NAME.to_owned(), name),
+                (ORIGIN.to_owned(), origin.key().to_owned()),
+            ]),
         });
         let document = Document {
             schema_version: 2,
@@ -122,6 +214,29 @@ impl ImageStore {
         is_digest(digest) && self.path(digest).is_file()
     }
 
+    /// Is this blob here, and did one of these give it?
+    pub(super) fn given(&self, digest: &str, givers: &[Giver]) -> bool {
+        self.has(digest) && givers.iter().any(|giver| self.mark(giver, digest).is_file())
+    }
+
+    /// What says that a blob was given.
+    fn mark(&self, giver: &Giver, digest: &str) -> PathBuf {
+        self.folder.join("from").join(&giver.0).join(digest.replacen(':', "-", 1))
+    }
+
+    fn remember(&self, giver: &Giver, digest: &str) -> Result<()> {
+        let mark = self.mark(giver, digest);
+        if mark.is_file() {
+            return Ok(());
+        }
+        let from = self.folder.join("from");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(from.join(&giver.0))?;
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(mark)?;
+        File::open(from.join(&giver.0))?.sync_all()?;
+        File::open(from)?.sync_all()?;
+        Ok(())
+    }
+
     /// Where a blob lies or would lie. Only for digests that are some.
     pub(super) fn path(&self, digest: &str) -> PathBuf {
         self.folder.join("blobs").join(digest.replacen(':', "/", 1))
@@ -130,26 +245,44 @@ impl ImageStore {
     /// A document in the store.
     pub(super) fn document(&self, digest: &str) -> Result<Document> {
         let mut bytes = Vec::new();
-        File::open(self.path(digest))?.take(MAX_DOCUMENT).read_to_end(&mut bytes)?;
+        self.open_blob(digest)?.take(MAX_DOCUMENT).read_to_end(&mut bytes)?;
         if digest_of(&bytes) != digest {
             return Err(damaged(digest));
         }
         Document::read(&bytes).map_err(Error::Refused)
     }
 
-    /// Puts bytes into the store; their digest.
-    pub(super) fn put(&self, bytes: &[u8]) -> Result<String> {
-        let mut blob = Blob::begin(self)?;
-        blob.write_all(bytes)?;
-        blob.finish(None)
+    /// A blob, to be read.
+    pub(super) fn open_blob(&self, digest: &str) -> Result<File> {
+        File::open(self.path(digest)).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => damaged(digest),
+            _ => error.into(),
+        })
     }
 
-    /// Puts what a file has into the store, if it hashes to `expected` when that is given; its digest and size.
-    pub(super) fn put_file(&self, mut from: impl Read, expected: Option<&str>) -> Result<(String, u64)> {
+    /// Puts what `giver` gave into the store, in the place of what may be there, if it hashes to `expected` when that is
+    /// given; its digest and size.
+    pub(super) fn put(
+        &self,
+        giver: &Giver,
+        mut from: impl Read,
+        expected: Option<&str>,
+    ) -> Result<(String, u64)> {
         let mut blob = Blob::begin(self)?;
         let size = std::io::copy(&mut from, &mut blob)?;
-        Ok((blob.finish(expected)?, size))
+        Ok((blob.finish(giver, expected)?, size))
     }
+}
+
+fn sweep(folder: &Path) -> std::io::Result<()> {
+    for left in std::fs::read_dir(folder)? {
+        let left = left?;
+        match left.file_type()?.is_dir() {
+            true => std::fs::remove_dir_all(left.path())?,
+            false => std::fs::remove_file(left.path())?,
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn digest_of(bytes: &[u8]) -> String {
@@ -157,7 +290,9 @@ pub(super) fn digest_of(bytes: &[u8]) -> String {
 }
 
 pub(super) fn damaged(digest: &str) -> Error {
-    Error::Refused(format!("blob {digest} of the image store is damaged; import or pull the image again"))
+    Error::Refused(format!(
+        "blob {digest} of the image store is damaged or gone; import or pull the image again"
+    ))
 }
 
 /// A blob on its way into the store. Dropped before it is finished, it leaves nothing.
@@ -175,14 +310,15 @@ impl Blob {
         Ok(Self { store: store.clone(), file, half, digest: Sha256::new() })
     }
 
-    /// Gives it its name, which is `expected` if that is given.
-    pub(super) fn finish(self, expected: Option<&str>) -> Result<String> {
+    /// Gives it its name, which is `expected` if that is given, and notes who gave it.
+    pub(super) fn finish(self, giver: &Giver, expected: Option<&str>) -> Result<String> {
         let digest = format!("sha256:{}", hex::encode(self.digest.clone().finalize()));
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             return Err(Error::Refused(format!("a blob hashes to {digest}, and {expected} was expected")));
         }
-        let place = self.store.path(&digest);
-        self.finish_as(&place)?;
+        let store = self.store.clone();
+        self.finish_as(&store.path(&digest))?;
+        store.remember(giver, &digest)?;
         Ok(digest)
     }
 

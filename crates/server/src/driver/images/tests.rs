@@ -100,6 +100,79 @@ fn what_docker_save_writes_is_imported() {
 }
 
 #[test]
+fn a_saved_layer_may_be_a_link_to_another_inside_the_archive_only() {
+    let (store, folder) = store();
+    let (archive, outside) = (folder.path().join("saved.tar"), folder.path().join("secret"));
+    std::fs::write(&outside, "secret").unwrap();
+    let outside = outside.to_str().unwrap().to_owned();
+    let up = format!("{}{}", "../".repeat(40), outside.trim_start_matches('/'));
+    let import = |target: &str, kind: tar::EntryType| {
+        let mut tar = tar::Builder::new(std::fs::File::create(&archive).unwrap());
+        let layers = ["b/layer.tar", "a/layer.tar"];
+        let manifest = json!([{ "Config": "config.json", "RepoTags": ["web:9"], "Layers": layers }]);
+        for (name, bytes) in [
+            ("config.json", r#"{"config":{}}"#.to_owned()),
+            ("manifest.json", manifest.to_string()),
+            ("a/layer.tar", "a layer".to_owned()),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            tar.append_data(&mut header, name, bytes.as_bytes()).unwrap();
+        }
+        for (name, target, kind) in
+            [("b/layer.tar", "../c/layer.tar", tar::EntryType::Symlink), ("c/layer.tar", target, kind)]
+        {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(0);
+            tar.append_link(&mut header, name, target).unwrap();
+        }
+        tar.finish().unwrap();
+        store.import(&archive, None)
+    };
+    use tar::EntryType::{Link, Symlink};
+    for (target, kind) in [("../a/layer.tar", Symlink), ("a/layer.tar", Link)] {
+        let digest = import(target, kind).unwrap()[0].1.clone();
+        let layers = store.document(&digest).unwrap().layers;
+        assert_eq!((layers.len(), &layers[0]), (2, &layers[1]));
+    }
+    for target in [outside.as_str(), &up, "../b/layer.tar", "../nothing"] {
+        let error = import(target, Symlink).unwrap_err().to_string();
+        assert!(error.contains("`b/layer.tar` cannot be read"), "{target}: {error}");
+    }
+}
+
+#[test]
+fn an_import_mends_what_is_damaged() {
+    let (store, folder) = store();
+    fill(&store, &["web:1"]);
+    let digest = store.resolve(&reference("web:1")).unwrap().unwrap();
+    let image = [ImageRef { reference: "web:1".into(), digest: digest.clone() }];
+    let layer = store.document(&digest).unwrap().layers[0].digest.clone();
+    for blob in [&layer, &digest] {
+        std::fs::write(store.path(blob), b"damaged").unwrap();
+        fill(&store, &["web:1"]);
+        store.archive(&image, &folder.path().join("archive")).unwrap();
+    }
+}
+
+#[test]
+fn halves_go_when_nobody_else_has_the_store() {
+    let (store, folder) = store();
+    let folder = folder.path().join("store");
+    std::fs::write(folder.join("tmp/half"), b"half").unwrap();
+    std::fs::create_dir_all(folder.join("tmp/unpacked/blobs")).unwrap();
+    let left = || std::fs::read_dir(folder.join("tmp")).unwrap().count();
+    let clone = store.clone();
+    drop(store);
+    ImageStore::open(folder.clone()).unwrap();
+    assert_eq!(left(), 2, "somebody may be at work on them");
+    drop(clone);
+    ImageStore::open(folder.clone()).unwrap();
+    assert_eq!(left(), 0);
+}
+
+#[test]
 fn what_is_no_image_is_refused() {
     let (store, folder) = store();
     let path = folder.path().join("from");
