@@ -190,6 +190,9 @@ pub struct Observed {
     pub vm: VmUuid,
     /// Is it on, and how far is the guest?
     pub guest: Guest,
+    /// It is down, and its node is going to start it again without being asked.
+    #[serde(default)]
+    pub comes_back: bool,
     /// How often it was started.
     pub boot_count: u64,
     /// The highest generation that reached the node.

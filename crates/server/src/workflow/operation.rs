@@ -400,6 +400,19 @@ impl Operation {
         }
     }
 
+    /// Did it fail because the machine did not come up as it should, so that all is well if it does so later? Not if it was to be
+    /// left as the failure left it.
+    pub fn may_come_right(&self) -> bool {
+        let did_not_come_up = match &self.state {
+            State::Failed { reason, .. } => matches!(reason.code, FailCode::BootFailed | FailCode::Refused),
+            State::Queued { .. }
+            | State::Running { .. }
+            | State::Succeeded { .. }
+            | State::Cancelled { .. } => false,
+        };
+        did_not_come_up && self.options.on_failure.unwrap_or_default() == OnFailure::PutBack
+    }
+
     /// Can it still be called off? Yes until the machine may have been touched.
     pub fn can_be_cancelled(&self) -> bool {
         let touching = |step: &&Step| step.name != StepName::Stage;

@@ -7,11 +7,12 @@ use casemate_types::ids::{OperationId, VmUuid};
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
-use super::operation::{Kind, Options};
+use super::operation::{Kind, Options, StepName};
+use super::step;
 use crate::app::{App, Node};
 use crate::cvm::state::{Cvm, Power, Status};
-use crate::driver::{Guest, Observed, Report};
-use crate::store::{self, NewOperation};
+use crate::driver::{Guest, Machine, Observed, Report};
+use crate::store::{self, NewOperation, OperationFilter};
 
 /// How often nodes are compared with the store.
 pub const EVERY: Duration = Duration::from_secs(10);
@@ -82,22 +83,35 @@ async fn compare(
             let machine = seen.get(&cvm.vm_uuid);
             let report = machine.map(Report::of).filter(|report| known.get(&cvm.id) != Some(report));
             news.extend(report.map(|report| (cvm.id, cvm.generation, report)));
-            to_mend.extend(remedy(&cvm, machine).map(|kind| (cvm, kind)));
+            let remedy = match (cvm.status, machine) {
+                // It needs somebody; trying again and again would hide that. Unless it needs nobody any more.
+                (Status::Error, Some(machine)) => {
+                    let is_well = came_right(app, &cvm, machine, known.get(&cvm.id));
+                    let is_well = is_well.unwrap_or_else(|error| {
+                        tracing::error!(cvm.id = cvm.id, %error, "cannot be compared with its machine");
+                        false
+                    });
+                    is_well.then_some((Kind::Recover, &[StepName::Observe][..]))
+                }
+                (Status::Error, None) => None,
+                _ => remedy(&cvm, machine).map(|kind| (kind, kind.steps(cvm.power))),
+            };
+            to_mend.extend(remedy.map(|(kind, steps)| (cvm, kind, steps)));
         }
         if !news.is_empty() {
             app.store.cvms_observed(news).await?;
         }
-        for (cvm, kind) in to_mend {
-            mend(app, cvm, kind).await?;
+        for (cvm, kind, steps) in to_mend {
+            mend(app, cvm, kind, steps).await?;
         }
     }
 }
 
-async fn mend(app: &App, cvm: Cvm, kind: Kind) -> store::Result<()> {
-    let id = cvm.id;
-    match app.store.operation_accept(operation(app, &cvm, kind), cvm, None).await {
+async fn mend(app: &App, cvm: Cvm, kind: Kind, steps: &[StepName]) -> store::Result<()> {
+    let (id, status) = (cvm.id, cvm.status);
+    match app.store.operation_accept(operation(app, &cvm, kind, steps), cvm, None).await {
         Ok(_) => {
-            tracing::warn!(cvm.id = id, kind = %kind, "the machine is not as it should be");
+            tracing::warn!(cvm.id = id, kind = %kind, %status, "the machine is not as its CVM says");
             app.wake(kind.lane());
         }
         // Somebody else is at it.
@@ -109,22 +123,49 @@ async fn mend(app: &App, cvm: Cvm, kind: Kind) -> store::Result<()> {
 
 /// What brings the machine to its desired power, if something should.
 fn remedy(cvm: &Cvm, machine: Option<&Observed>) -> Option<Kind> {
-    let up = machine.is_some_and(|machine| matches!(machine.guest, Guest::Booting { .. } | Guest::Done));
-    match (cvm.status, cvm.power, up) {
-        // It needs somebody; trying again and again would hide that.
-        (Status::Error, _, _) => None,
-        (_, Power::On, false) => Some(Kind::Recover),
-        (_, Power::Off, true) => Some(Kind::Stop),
-        (_, Power::On, true) | (_, Power::Off, false) => None,
+    // One that its node starts again is left to it: it knows how often that was of no use, and waits longer and longer.
+    let up = machine.is_some_and(|machine| {
+        machine.comes_back || matches!(machine.guest, Guest::Booting { .. } | Guest::Done)
+    });
+    match (cvm.power, up) {
+        (Power::On, false) => Some(Kind::Recover),
+        (Power::Off, true) => Some(Kind::Stop),
+        (Power::On, true) | (Power::Off, false) => None,
     }
 }
 
-fn operation(app: &App, cvm: &Cvm, kind: Kind) -> NewOperation {
+/// Does a machine that did not come up run now, for more than a moment, exactly as its last operation wanted?
+fn came_right(app: &App, cvm: &Cvm, machine: &Observed, before: Option<&Report>) -> store::Result<bool> {
+    let is_up = |seen: &Observed| seen.guest == Guest::Done && seen.boot_count == machine.boot_count;
+    let stays_up = is_up(machine) && before.and_then(Report::read).as_ref().is_some_and(is_up);
+    if cvm.power != Power::On || !stays_up {
+        return Ok(false);
+    }
+    let newest = OperationFilter { cvm_id: Some(cvm.id), limit: 1, ..OperationFilter::default() };
+    let last = app.store.operations(cvm.workspace_id, &newest)?.pop();
+    let wanted_this = last.is_some_and(|last| {
+        last.generation == cvm.generation && last.target == cvm.revision && last.may_come_right()
+    });
+    if !wanted_this {
+        return Ok(false);
+    }
+    let spec = app.store.outline(cvm.id, cvm.revision)?;
+    let wanted = Machine {
+        name: cvm.name.clone(),
+        app_id: cvm.app_id,
+        instance_id: spec.instance_id(&cvm.app_id),
+        revision: cvm.revision,
+        spec,
+    };
+    Ok(step::difference(&wanted, machine).is_none())
+}
+
+fn operation(app: &App, cvm: &Cvm, kind: Kind, steps: &[StepName]) -> NewOperation {
     NewOperation {
         id: OperationId(app.clock.new_id()),
         cvm_id: cvm.id,
         kind,
-        steps: kind.steps(cvm.power).to_vec(),
+        steps: steps.to_vec(),
         power: None,
         spec: None,
         options: Options::default(),

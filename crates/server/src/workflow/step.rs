@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::app::App;
 use crate::app::Node;
 use crate::cvm::spec::{Booking, Spec};
-use crate::driver::{self, AfterTimeout, At, Driver, Guest, Observed, Stop, Stopped};
+use crate::driver::{self, AfterTimeout, At, Driver, Guest, Machine, Observed, Stop, Stopped};
 use crate::error::Error;
 use crate::store::Work;
 use crate::workflow::operation::{FailCode, FailReason, Kind, Operation, StepName};
@@ -217,7 +217,7 @@ async fn last_look(
         return Ok(None);
     }
     let seen = within(app, driver.observe(&[work.cvm.vm_uuid])).await?.pop();
-    match seen.as_ref().and_then(|seen| difference(work, seen)) {
+    match seen.as_ref().and_then(|seen| difference(&work.machine, seen)) {
         Some(what) if step == StepName::Apply => Err(driver::Error::BootFailed(what)),
         _ => Ok(seen),
     }
@@ -248,7 +248,7 @@ async fn observe(app: &App, driver: &dyn Driver, work: &Work) -> driver::Result<
         };
         match &seen.guest {
             Guest::Done => {
-                return match difference(work, &seen) {
+                return match difference(&work.machine, &seen) {
                     None => Ok(seen),
                     Some(what) => Err(driver::Error::BootFailed(what)),
                 };
@@ -269,8 +269,7 @@ async fn observe(app: &App, driver: &dyn Driver, work: &Work) -> driver::Result<
 }
 
 /// What the node runs instead of what was asked for.
-fn difference(work: &Work, seen: &Observed) -> Option<String> {
-    let wanted = &work.machine;
+pub(super) fn difference(wanted: &Machine, seen: &Observed) -> Option<String> {
     let differs = |what: &str, wanted: &dyn std::fmt::Display, seen: &dyn std::fmt::Display| {
         Some(format!("the machine runs with {what} {seen}, not {wanted}"))
     };

@@ -2,7 +2,7 @@
 
 use casemate_server::cvm::state::{Cvm, Power, Status};
 use casemate_server::driver::fault::{Fault, Planned};
-use casemate_server::driver::{Driver, Guest, LastStop, Observed};
+use casemate_server::driver::{At, Driver, Guest, LastStop, Machine, Observed, Stop};
 use casemate_server::store::Of;
 use casemate_server::workflow::operation::{FailCode, Kind, Operation, State};
 use casemate_server::workflow::worker::{NoProbe, carry};
@@ -317,6 +317,79 @@ async fn a_start_that_fails_is_not_put_back() {
     assert_eq!(failed(&world.operation(start.operation.id)).2, None);
     assert_eq!(world.cvm(&cvm).status, Status::Error);
     world.assert_accounts().await;
+}
+
+/// The node starts the machine once more, with what `change` makes of its current spec. Nobody asked it to.
+async fn start_by_itself(world: &World, cvm: &Cvm, generation: u64, change: impl FnOnce(&mut Machine)) {
+    let now = world.cvm(cvm);
+    let spec = world.app.store.spec(cvm.id, now.revision).expect("the spec");
+    let instance_id = spec.instance_id(&now.app_id);
+    let mut machine =
+        Machine { name: now.name, app_id: now.app_id, instance_id, revision: now.revision, spec };
+    change(&mut machine);
+    let at = At { vm: cvm.vm_uuid, generation };
+    world.sim.ensure_staged(at, &machine).await.expect("staged");
+    world.sim.ensure_stopped(at, Stop::Force).await.expect("off");
+    world.sim.ensure_applied(at, &machine).await.expect("applied");
+    world.sim.ensure_started(at).await.expect("started");
+    world.clock.sleep(std::time::Duration::from_secs(60)).await;
+    assert_eq!(seen(world, cvm).await.guest, Guest::Done);
+}
+
+/// Compares the node with the store several times, and works on what follows.
+async fn look_again_and_again(world: &World) {
+    for _ in 0..3 {
+        reconcile::once(&world.app).await;
+        world.settle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_comes_up_after_all_needs_nobody_any_more() {
+    let world = World::start().await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    plan(&world, Fault::BootFail { image: None, env: None }, true);
+    let restart = power::restart(&world.app, world.cvm(&cvm), false, world.author()).await.expect("accepted");
+    world.settle().await;
+    assert_eq!(failed(&world.operation(restart.operation.id)).0, FailCode::BootFailed);
+    look_again_and_again(&world).await;
+    let error = world.cvm(&cvm);
+    assert_eq!((error.status, error.generation), (Status::Error, 2), "it is not up");
+
+    start_by_itself(&world, &cvm, 10, |machine| machine.spec.memory_mb += 1024).await;
+    look_again_and_again(&world).await;
+    assert_eq!(world.cvm(&cvm), error, "it is not what was wanted");
+
+    start_by_itself(&world, &cvm, 11, |_| ()).await;
+    let boots = seen(&world, &cvm).await.boot_count;
+    reconcile::once(&world.app).await;
+    assert_eq!(world.cvm(&cvm), error, "it may go down at once");
+    reconcile::once(&world.app).await;
+    let recover = world.cvm(&cvm).open.expect("always by an operation");
+    assert_eq!(recover.kind, Kind::Recover);
+    world.settle().await;
+    let now = world.cvm(&cvm);
+    assert_eq!((now.status, now.boot_error), (Status::Running, None));
+    assert_eq!(seen(&world, &cvm).await.boot_count, boots, "it was only looked at");
+    world.assert_events(recover.id);
+    world.assert_accounts().await;
+    look_again_and_again(&world).await;
+    assert_eq!(world.cvm(&cvm).generation, 3, "as it should be: nothing to mend");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_on_purpose_stays_held_when_it_comes_up() {
+    let world = World::start().await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    plan(&world, Fault::BootFail { image: None, env: None }, true);
+    let patch = CvmPatch { on_failure: Sparse::Value(OnFailure::Hold), ..new_image() };
+    world.accept_update(&cvm, patch).await;
+    world.settle().await;
+    let error = world.cvm(&cvm);
+    assert_eq!(error.status, Status::Error);
+    start_by_itself(&world, &cvm, 10, |_| ()).await;
+    look_again_and_again(&world).await;
+    assert_eq!(world.cvm(&cvm), error);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 //! by this program, in processes of their own which outlive the server.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use casemate_server::config::Config;
 use casemate_server::cvm::plan::Wish;
 use casemate_server::cvm::state::{Cvm, Status};
 use casemate_server::driver::qemu::{Accel, Pace, Qemu, QemuConfig};
-use casemate_server::driver::{Driver, Guest, Observed};
-use casemate_server::store::{Durability, Store, WriterMode};
+use casemate_server::driver::{Driver, Guest, LogChannel, Observed};
+use casemate_server::store::{Durability, OperationFilter, Store, WriterMode};
 use casemate_server::workflow::operation::{Kind, Operation, StepName};
 use casemate_server::workflow::update::{Outcome, Request};
 use casemate_server::workflow::worker::{self, Moment, Probe};
-use casemate_server::workflow::{create, power, update};
+use casemate_server::workflow::{create, power, reconcile, update};
 use casemate_testkit::{Place, Recorder, compose};
 use casemate_types::compose::ComposeDoc;
 use casemate_types::patch::{CvmCreate, CvmPatch, CvmProvision, Sparse};
@@ -57,6 +57,8 @@ struct Host {
     folder: tempfile::TempDir,
     clock: Clock,
     kms: Arc<RootKeys>,
+    /// How long it waits before it starts a machine again that went down by itself.
+    back_off: Duration,
 }
 
 /// What a server has while it lives.
@@ -88,7 +90,8 @@ impl Host {
         );
         std::fs::write(&program, text).expect("written");
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).expect("set");
-        let host = Self { folder, clock: Clock::system(), kms: Arc::new(RootKeys::generate(&[7; 64])) };
+        let (clock, kms) = (Clock::system(), Arc::new(RootKeys::generate(&[7; 64])));
+        let host = Self { folder, clock, kms, back_off: Duration::from_millis(50) };
         host.layout();
         host
     }
@@ -130,7 +133,7 @@ impl Host {
             pace: Pace {
                 booting: Duration::from_millis(10),
                 up: Duration::from_millis(20),
-                back_off: Duration::from_millis(50),
+                back_off: self.back_off,
                 ..Pace::default()
             },
             ..QemuConfig::in_data(self.folder.path())
@@ -181,20 +184,29 @@ impl Host {
 
     /// Processes that work for the node.
     fn processes(&self) -> Vec<PathBuf> {
-        let folder = self.folder.path().canonicalize().expect("there").join("nodes");
-        let all = std::fs::read_dir("/proc").expect("Linux").flatten().map(|entry| entry.path());
-        all.filter(|process| process.join("cwd").read_link().is_ok_and(|cwd| cwd.starts_with(&folder)))
-            .collect()
+        processes(self.folder.path())
+    }
+}
+
+/// Processes that work for the nodes in this folder.
+fn processes(folder: &Path) -> Vec<PathBuf> {
+    let folder = folder.canonicalize().expect("there").join("nodes");
+    let all = std::fs::read_dir("/proc").expect("Linux").flatten().map(|entry| entry.path());
+    all.filter(|process| process.join("cwd").read_link().is_ok_and(|cwd| cwd.starts_with(&folder))).collect()
+}
+
+/// Ends them.
+fn crash(folder: &Path) {
+    for process in processes(folder) {
+        let pid = process.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let pid = pid.and_then(rustix::process::Pid::from_raw);
+        let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        for process in self.processes() {
-            let pid = process.file_name().and_then(|name| name.to_str()?.parse().ok());
-            let pid = pid.and_then(rustix::process::Pid::from_raw);
-            let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
-        }
+        crash(self.folder.path());
         if std::thread::panicking() {
             self.folder.disable_cleanup(true);
             eprintln!("the host is left in {}", self.folder.path().display());
@@ -250,6 +262,13 @@ impl Life {
         };
         let settled = self.app.clock.within(Duration::from_secs(60), settled).await;
         assert!(settled.is_some(), "still at work: {:?}", self.app.store.cvm(cvm.id));
+    }
+
+    /// What was done to the CVM and how it ended, newest first.
+    fn operations(&self, cvm: &Cvm) -> Vec<(Kind, &'static str)> {
+        let all = OperationFilter { cvm_id: Some(cvm.id), limit: 100, ..OperationFilter::default() };
+        let operations = self.app.store.operations(self.actor.workspace_id, &all).expect("reads");
+        operations.iter().map(|operation| (operation.kind, operation.state.name())).collect()
     }
 
     async fn seen(&self, cvm: &Cvm) -> Option<Observed> {
@@ -349,6 +368,86 @@ fn an_update_of_real_processes_survives_a_server_that_is_killed_anywhere() {
 #[test]
 fn an_update_that_does_not_boot_is_put_back_by_whoever_lives() {
     sweep(fake::FAILS, &[Kind::Update, Kind::PutBack], 2, "failed");
+}
+
+#[test]
+fn a_machine_that_dies_again_and_again_is_left_to_its_node() {
+    let host = Host::new();
+    host.live(Arc::new(worker::NoProbe), async |life| {
+        let cvm = life.create().await;
+        life.settled(&cvm).await;
+        let said = async |text: &str| {
+            let serial = life.qemu.logs(cvm.vm_uuid, &LogChannel::Serial).await.expect("answers");
+            serial.iter().any(|line| line.text.contains(text))
+        };
+        let dies = async {
+            while !said("again in 400ms, for the 4. time").await {
+                crash(host.folder.path());
+                reconcile::once(&life.app).await;
+                life.app.clock.sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let pauses = life.app.clock.within(Duration::from_secs(60), dies).await;
+        assert!(pauses.is_some(), "the pauses do not grow: {:?}", life.operations(&cvm));
+        let lives = async {
+            while life.seen(&cvm).await.is_none_or(|seen| seen.guest != Guest::Done) {
+                reconcile::once(&life.app).await;
+                life.app.clock.sleep(Duration::from_millis(10)).await;
+            }
+        };
+        life.app.clock.within(Duration::from_secs(60), lives).await.expect("it comes up when it can");
+        assert_eq!(life.operations(&cvm), [(Kind::Create, "succeeded")]);
+        assert_eq!(life.cvm(&cvm).status, Status::Running);
+    });
+}
+
+/// At the last step of a restart, the machine goes down.
+struct Crasher {
+    folder: PathBuf,
+    clock: Clock,
+}
+
+#[async_trait]
+impl Probe for Crasher {
+    async fn reached(&self, operation: &Operation, step: StepName, moment: Moment) -> bool {
+        if (operation.kind, step, moment) == (Kind::Restart, StepName::Observe, Moment::Before) {
+            crash(&self.folder);
+            while !processes(&self.folder).is_empty() {
+                self.clock.sleep(Duration::from_millis(5)).await;
+            }
+        }
+        true
+    }
+}
+
+#[test]
+fn a_machine_that_dies_inside_an_operation_and_comes_up_is_running() {
+    let mut host = Host::new();
+    host.back_off = Duration::from_secs(1);
+    let crasher = Crasher { folder: host.folder.path().to_owned(), clock: host.clock.clone() };
+    host.live(Arc::new(crasher), async |life| {
+        let cvm = life.create().await;
+        life.settled(&cvm).await;
+        let author = life.actor.author("req_test");
+        power::restart(&life.app, life.cvm(&cvm), false, author).await.expect("accepted");
+        life.wake();
+        life.settled(&cvm).await;
+        let failed = (Kind::Restart, "failed");
+        assert_eq!(life.operations(&cvm)[0], failed);
+        assert_eq!(life.cvm(&cvm).status, Status::Error);
+        let comes_right = async {
+            while life.cvm(&cvm).status != Status::Running {
+                reconcile::once(&life.app).await;
+                life.settled(&cvm).await;
+                life.app.clock.sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let right = life.app.clock.within(Duration::from_secs(60), comes_right).await;
+        assert!(right.is_some(), "{:?}", life.cvm(&cvm));
+        let recovered = (Kind::Recover, "succeeded");
+        assert_eq!(life.operations(&cvm), [recovered, failed, (Kind::Create, "succeeded")]);
+        assert_eq!(life.seen(&cvm).await.expect("there").boot_count, 3, "once for each, and once by itself");
+    });
 }
 
 #[test]

@@ -209,6 +209,8 @@ impl Slot {
         let of_guest = |hash: Option<&String>| hash.and_then(|text| hex::decode(text).ok()?.try_into().ok());
         Some(Observed {
             vm: self.vm,
+            // As long as this is so, its watcher starts it again and again.
+            comes_back: held.meant_on && held.on.is_none(),
             boot_count: held.boot_count,
             generation: fence.generation,
             revision: machine.revision,
@@ -294,6 +296,7 @@ fn unreadable(vm: VmUuid, why: &str) -> Observed {
     Observed {
         vm,
         guest: Guest::Failed { error: why.to_owned() },
+        comes_back: false,
         boot_count: 0,
         generation: 0,
         revision: 0,

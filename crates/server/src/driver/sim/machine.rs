@@ -134,6 +134,7 @@ impl Held {
         let last_down = self.boots.iter().rev().find_map(|boot| boot.down);
         Observed {
             vm,
+            comes_back: false,
             boot_count: self.boot_count,
             generation,
             revision: *revision,

@@ -59,6 +59,8 @@ pub fn guest(app: &App, cvm: &Cvm) -> Result<Guest> {
             false
         }
         driver::Guest::Exited => {
+            guest.boot_progress =
+                seen.comes_back.then(|| "it went down by itself; its node starts it again".to_owned());
             guest.exited_at = seen.stopped_at.map(|at| format!("{at:.6}"));
             false
         }

@@ -425,7 +425,7 @@ async fn a_pause_before_the_next_start_outlives_the_server() {
     create(&rig, &rig.machine(1)).await.unwrap();
     until(&rig, is_done).await;
     rig.crash(VM);
-    until(&rig, |seen| seen.guest == Guest::Exited).await;
+    assert!(until(&rig, |seen| seen.guest == Guest::Exited).await.comes_back);
     rig.config.pace.back_off = Duration::from_millis(50);
     rig.open();
     until(&rig, |seen| seen.boot_count == 2 && is_done(seen)).await;
@@ -441,7 +441,7 @@ async fn what_keeps_a_dead_machine_down_is_waited_for() {
     std::fs::rename(&image, &aside).unwrap();
     rig.crash(VM);
     let why = |seen: &Observed| matches!(&seen.guest, Guest::Failed { error } if error.contains("not on this node"));
-    until(&rig, why).await;
+    assert!(until(&rig, why).await.comes_back);
     let pauses = async |text: &str| {
         let serial = rig.qemu().logs(VM, &LogChannel::Serial).await.unwrap();
         serial.iter().any(|line| line.text.contains(text))
