@@ -33,6 +33,14 @@ pub(super) async fn stage(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
     if slot.held().is_some_and(|held| held.disk_gb > 0) && !disk::is_there(&slot.folder) {
         return refuse(disk::GONE);
     }
+    if slot.held().is_some_and(|held| held.now.machine == *machine) {
+        // What is in force needs nothing from outside: a registry that is away keeps nobody from a restart.
+        let _turn = slot.turn.lock().await;
+        return match slot.enter(at, Stage::Staged)? {
+            Entry::Passed => Ok(()),
+            _ => slot.reach(Stage::Staged),
+        };
+    }
     host.fits(slot, &machine.spec)?;
     // It may take long, and others are to get in meanwhile.
     let prepared = stage::prepare(host, slot, machine).await?;

@@ -233,6 +233,20 @@ async fn a_machine_whose_state_is_damaged_is_shown_and_can_be_removed_but_not_ov
 }
 
 #[tokio::test]
+async fn what_is_in_force_needs_nothing_from_outside() {
+    let rig = rig();
+    create(&rig, &rig.machine(1)).await.unwrap();
+    until(&rig, is_done).await;
+    std::fs::remove_dir_all(&rig.config.images).unwrap();
+    rig.qemu().ensure_staged(at(2), &rig.machine(1)).await.unwrap();
+    rig.qemu().ensure_stopped(at(2), Stop::Force).await.unwrap();
+    rig.qemu().ensure_started(at(2)).await.unwrap();
+    until(&rig, |seen| seen.boot_count == 2 && is_done(seen)).await;
+    // Anything else does.
+    rig.qemu().ensure_staged(at(3), &rig.machine(2)).await.unwrap_err();
+}
+
+#[tokio::test]
 async fn what_is_missing_is_named_before_anything_is_touched() {
     let rig = rig();
     create(&rig, &rig.machine(1)).await.unwrap();
