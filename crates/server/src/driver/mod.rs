@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::cvm::spec::{Booking, Spec};
+use crate::cvm::state::Cvm;
 
 #[cfg(test)]
 mod contract_tests;
@@ -51,6 +52,14 @@ pub struct Machine {
     pub revision: u64,
     /// The spec itself.
     pub spec: Spec,
+}
+
+impl Machine {
+    /// That of a CVM with this spec, which is the one of `revision`.
+    pub fn of(cvm: &Cvm, revision: u64, spec: Spec) -> Self {
+        let (app_id, instance_id) = (cvm.app_id, spec.instance_id(&cvm.app_id));
+        Self { name: cvm.name.clone(), app_id, instance_id, revision, spec }
+    }
 }
 
 /// How a machine is brought down.

@@ -635,13 +635,7 @@ fn work(tx: &Connection, id: OperationId) -> Result<Work> {
         rows::cvm(found.next()?.ok_or(Error::Missing)?)?
     };
     let spec = rows::spec(tx, operation.cvm_id, operation.target, Parts::All)?;
-    let machine = Machine {
-        name: cvm.name.clone(),
-        app_id: cvm.app_id,
-        instance_id: spec.instance_id(&cvm.app_id),
-        revision: operation.target,
-        spec,
-    };
+    let machine = Machine::of(&cvm, operation.target, spec);
     Ok(Work { operation, cvm, machine })
 }
 

@@ -150,13 +150,7 @@ fn came_right(app: &App, cvm: &Cvm, machine: &Observed, before: Option<&Report>)
         return Ok(false);
     }
     let spec = app.store.outline(cvm.id, cvm.revision)?;
-    let wanted = Machine {
-        name: cvm.name.clone(),
-        app_id: cvm.app_id,
-        instance_id: spec.instance_id(&cvm.app_id),
-        revision: cvm.revision,
-        spec,
-    };
+    let wanted = Machine::of(cvm, cvm.revision, spec);
     Ok(step::difference(&wanted, machine).is_none())
 }
 
