@@ -1,5 +1,6 @@
 //! What is decided about a node that runs QEMU.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub struct QemuConfig {
     pub accel: Accel,
     /// Everything that can be booked; by default what the host has.
     pub capacity: Option<Booking>,
+    /// Ports of the host that stand in for those that are taken. Below those that Linux gives to outgoing connections.
+    pub ports: Range<u16>,
     /// How many machines may boot at once.
     pub boots_at_once: usize,
     /// Pauses of the node.
@@ -121,6 +124,7 @@ impl QemuConfig {
             program: "qemu-system-x86_64".into(),
             accel: Accel::Auto,
             capacity: None,
+            ports: 20_000..30_000,
             boots_at_once: cores(),
             pace: Pace::default(),
         }
