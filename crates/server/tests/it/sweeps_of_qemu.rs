@@ -568,3 +568,101 @@ fn a_deletion_is_gone_on_with_and_leaves_no_process_and_no_file() {
         }
     }
 }
+
+/// After a stage, the tag means something else.
+struct Mover {
+    folder: PathBuf,
+    app: std::sync::OnceLock<App>,
+    /// What was recorded of each revision by then.
+    recorded: Mutex<Vec<(u64, Vec<String>)>>,
+}
+
+#[async_trait]
+impl Probe for Mover {
+    async fn reached(&self, operation: &Operation, step: StepName, moment: Moment) -> bool {
+        if (step, moment) == (StepName::Stage, Moment::After) {
+            let digests = digests(self.app.get().expect("it began"), operation.cvm_id, operation.target);
+            self.recorded.lock().expect("no panic while holding it").push((operation.target, digests));
+            move_tag(&self.folder);
+        }
+        true
+    }
+}
+
+/// What the store says that the images of a revision mean.
+fn digests(app: &App, cvm_id: i64, revision: u64) -> Vec<String> {
+    let revision = app.store.revisions(cvm_id, Some(revision + 1), 1).expect("reads").remove(0);
+    revision.images.into_iter().map(|image| image.digest).collect()
+}
+
+/// `web:1` is an image that it never was before, for whoever asks next.
+fn move_tag(folder: &Path) {
+    let store = casemate_server::driver::images::ImageStore::open(folder.join("images")).expect("opens");
+    let layout = tempfile::tempdir().expect("a temporary folder");
+    std::fs::create_dir_all(layout.path().join("blobs/sha256")).expect("made");
+    let put = |text: String| {
+        let digest = hex::encode(sha256(text.as_bytes()));
+        std::fs::write(layout.path().join("blobs/sha256").join(&digest), &text).expect("written");
+        json!({ "mediaType": "", "digest": format!("sha256:{digest}"), "size": text.len() })
+    };
+    let config = put(json!({ "config": { "Cmd": [store.list().expect("reads")] } }).to_string());
+    let manifest = put(json!({ "schemaVersion": 2, "config": config, "layers": [] }).to_string());
+    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+    std::fs::write(layout.path().join("index.json"), index.to_string()).expect("written");
+    store.import(layout.path(), Some(&"web:1".parse().expect("a name"))).expect("imported");
+}
+
+#[test]
+fn what_a_revision_runs_is_settled_by_its_stage_and_never_changes() {
+    let host = Host::new();
+    let (app, recorded) = (std::sync::OnceLock::new(), Mutex::default());
+    let mover = Arc::new(Mover { folder: host.folder.path().to_owned(), app, recorded });
+    host.live(Arc::clone(&mover) as _, async |life| {
+        assert!(mover.app.set(life.app.clone()).is_ok());
+        let cvm = life.create().await;
+        let ends = async |kind: Kind, state: &str| {
+            life.wake();
+            life.settled(&cvm).await;
+            let last = (kind, state);
+            assert_eq!(life.operations(&cvm)[0], (last.0, last.1));
+            let (now, seen) = (life.cvm(&cvm), life.seen(&cvm).await.expect("there"));
+            assert_eq!((seen.revision, seen.guest), (now.revision, Guest::Done));
+            let runs: Vec<_> = seen.images.into_iter().map(|image| image.digest).collect();
+            assert_eq!(runs, digests(&life.app, cvm.id, now.revision));
+            runs
+        };
+        let with = |memory: u32, user_config: &str| CvmPatch {
+            memory: Sparse::Value(memory),
+            user_config: Sparse::Value(user_config.into()),
+            ..CvmPatch::default()
+        };
+        let first = ends(Kind::Create, "succeeded").await;
+        assert_eq!(first.len(), 1);
+        let author = || life.actor.author("req_test");
+        power::restart(&life.app, life.cvm(&cvm), false, author()).await.expect("accepted");
+        assert_eq!(ends(Kind::Restart, "succeeded").await, first);
+        life.update(&cvm, with(2064, "")).await;
+        let second = ends(Kind::Update, "succeeded").await;
+        assert_ne!(second, first, "an update looks at what the tag means");
+        // Its image is another one again, and what is put back is not.
+        life.update(&cvm, with(2080, fake::FAILS)).await;
+        assert_eq!(ends(Kind::PutBack, "succeeded").await, second);
+        let spec = life.app.store.spec(cvm.id, 1).expect("the first spec");
+        let request = Request {
+            wish: Wish { content_of: Some((1, spec)), ..Wish::default() },
+            kind: Kind::Rollback,
+            if_match: None,
+            author: author(),
+            receipt: None,
+            auto_commit: false,
+        };
+        update::accept(&life.app, life.cvm(&cvm), request).await.expect("accepted");
+        assert_eq!(ends(Kind::Rollback, "succeeded").await, first);
+        let recorded = mover.recorded.lock().expect("no panic while holding it");
+        let revisions: Vec<_> = recorded.iter().map(|(revision, _)| *revision).collect();
+        assert_eq!(revisions, [1, 1, 2, 3, 5], "a put-back stages nothing");
+        for (revision, then) in recorded.iter() {
+            assert_eq!((then.len(), then), (1, &digests(&life.app, cvm.id, *revision)), "{revision}");
+        }
+    });
+}

@@ -81,6 +81,14 @@ pub(super) struct On {
     pub(super) going_down: Option<LastStop>,
 }
 
+impl Ready {
+    /// Is it what is wanted? Who does not say what the images mean takes them as they are here.
+    pub(super) fn meets(&self, wanted: &Machine) -> bool {
+        let same_images = wanted.images.is_empty() || wanted.images == self.images;
+        same_images && self.machine == Machine { images: self.machine.images.clone(), ..wanted.clone() }
+    }
+}
+
 impl Held {
     /// A machine that was never on.
     pub(super) fn new(now: Ready) -> Self {

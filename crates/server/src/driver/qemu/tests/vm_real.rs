@@ -131,7 +131,14 @@ impl Rig for RealRig {
             instance_seed: [7; 20],
         };
         let app_id = AppId([9; 20]);
-        Machine { name: "demo-app".into(), app_id, instance_id: spec.instance_id(&app_id), revision, spec }
+        Machine {
+            name: "demo-app".into(),
+            app_id,
+            instance_id: spec.instance_id(&app_id),
+            revision,
+            spec,
+            images: vec![],
+        }
     }
 
     fn bad(&self, mut machine: Machine, behaviour: Behaviour) -> Machine {
