@@ -54,6 +54,7 @@ mod process;
 mod qmp;
 mod record;
 mod recover;
+mod reserve;
 mod slot;
 mod stage;
 mod sysinfo;

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::process::Process;
-use super::{disk, files};
+use super::{disk, files, reserve};
 use crate::driver::fence::Fence;
 use crate::driver::{LastStop, Machine, Port};
 
@@ -179,7 +179,15 @@ impl Record {
     /// Puts it into this folder.
     pub(super) fn save(&self, folder: &Path) -> Result<()> {
         files::make_private(folder)?;
-        files::replace(folder, FILE, &serde_json::to_vec(self)?)
+        let bytes = serde_json::to_vec(self)?;
+        match files::replace(folder, FILE, &bytes) {
+            Err(error) if error.kind() == ErrorKind::StorageFull => reserve::spend(folder, FILE, &bytes),
+            Ok(()) => {
+                reserve::keep(folder);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The files of the folder that hold container images and are of use.
