@@ -103,12 +103,15 @@ pub type KeyInFolder = fn(FolderKey) -> MadeKey;
 #[derive(Clone, Copy)]
 pub struct ContainerImages {
     /// Brings images in; their names and digests.
-    pub import: fn(ImagesFrom) -> Result<Vec<(String, String)>, String>,
+    pub import: fn(ImagesFrom) -> Result<Imported, String>,
     /// Takes the name of an image away, and what nothing needs without it.
     pub remove: fn(&std::path::Path, &str) -> Result<Freed, String>,
     /// Removes what nothing needs and nobody has used lately.
     pub collect: fn(&std::path::Path, Collect) -> Result<Freed, String>,
 }
+
+/// Names, and the digests of what they mean now.
+pub type Imported = Vec<(String, String)>;
 
 /// What is to be removed.
 #[derive(Clone, Copy, Debug)]

@@ -38,7 +38,7 @@ pub(super) async fn stage(
             return Ok(slot.images_of(machine.revision));
         }
     }
-    has_room(host)?;
+    has_room(host).await?;
     if slot.held().is_some_and(|held| held.disk_gb > 0) && !disk::is_there(&slot.folder) {
         return refuse(disk::GONE);
     }
@@ -65,8 +65,13 @@ pub(super) async fn stage(
 }
 
 /// Is there room for what a machine needs at its start? Said while it runs, or it would go down and not come up.
-fn has_room(host: &Host) -> Result<()> {
+async fn has_room(host: &Host) -> Result<()> {
     let folder = &host.config.folder;
+    if files::free(folder).map_err(lost)? < SPARE {
+        // What is in the way may be images that nobody uses. Whether that helped, is seen below.
+        let store = host.store.clone();
+        let _ = tokio::task::spawn_blocking(move || store.make_room(SPARE, "the start of a machine")).await;
+    }
     match files::free(folder).map_err(lost)? {
         free if free < SPARE => Err(Error::NoRoom(format!(
             "{} has {free} bytes left, and {SPARE} are needed; make room there (`casemate images gc` removes container images              that nothing needs)",
