@@ -155,7 +155,7 @@ async fn where_room_is_wanted_the_oldest_use_goes_first_and_nothing_for_nothing(
     let it = Scene::new();
     let imported = it.import("imported:1", "imported");
     let mut unused = Vec::new();
-    for content in ["first", "second", "third"] {
+    for content in ["first", "second", "between", "third"] {
         unused.push(it.import("replaced:1", content));
         it.clock.sleep(Duration::from_secs(60)).await;
     }
@@ -179,10 +179,13 @@ async fn where_room_is_wanted_the_oldest_use_goes_first_and_nothing_for_nothing(
         using
     };
     it.store.make_room(1001, "a pull").unwrap();
-    assert!(it.has(&unused[0]) && !it.has(&unused[1]), "somebody is at work with the older one");
+    assert!(it.has(&unused[0]) && !it.has(&unused[1]), "somebody is at work with the oldest one");
+    assert!(it.has(&unused[2]), "and more than enough is enough");
     drop(using);
     it.store.make_room(4500, "a pull").unwrap();
-    assert!(!it.has(&unused[0]) && it.has(&third) && it.has(&imported));
+    assert!(!it.has(&unused[0]) && it.has(&unused[2]), "the oldest use goes first");
+    it.store.make_room(6500, "a pull").unwrap();
+    assert!(!it.has(&unused[2]) && it.has(&third) && it.has(&imported));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,7 +204,7 @@ async fn what_somebody_is_at_work_with_stays_in_this_process_and_any_other() {
             freed
         }
     });
-    for round in 0..30 {
+    for round in 0..50 {
         let mut using = it.store.using();
         let tagged = reference(&host, ":1");
         let digest = using.ensure(&tagged, None).await.unwrap();
@@ -214,9 +217,7 @@ async fn what_somebody_is_at_work_with_stays_in_this_process_and_any_other() {
         let mine = it.store.import(&it.folder.path().join("packed"), Some(&name)).unwrap().remove(0).1;
         assert!(it.has(&mine), "round {round}");
         it.store.remove(&name).unwrap();
-        if round % 3 == 0 {
-            registry.move_tag("1");
-        }
+        registry.move_tag("1");
     }
     stop.cancel();
     assert!(collecting.join().unwrap() > 0);

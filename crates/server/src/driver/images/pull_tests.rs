@@ -381,13 +381,13 @@ async fn a_manifest_that_is_not_the_one_asked_for_is_refused() {
 
 #[tokio::test]
 async fn a_registry_with_too_many_requests_is_left_alone_for_as_long_as_it_says() {
-    let (host, registry) = serve(|registry| registry.busy = Mutex::new(Some((2, "1")))).await;
+    let (host, registry) = serve(|registry| registry.busy = Mutex::new(Some((2, "2")))).await;
     let (store, _folder) = store();
     let tagged = reference(&host, ":1");
     let began = tokio::time::Instant::now();
     store.ensure(&tagged, None).await.unwrap();
     let waited = began.elapsed();
-    assert!(waited >= std::time::Duration::from_secs(1), "{waited:?}");
+    assert!(waited >= std::time::Duration::from_secs(2), "{waited:?}");
     // That is bounded, and told.
     *registry.busy.lock().unwrap() = Some((u32::MAX, "3600"));
     let got = store.ensure(&reference(&host, ":2"), None).await;
