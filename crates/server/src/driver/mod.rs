@@ -114,8 +114,8 @@ pub struct Abilities {
     pub ports: bool,
 }
 
-/// Why a call did not do what it was asked. Three kinds, since three things can be done about it, and `Stale`, which ends
-/// the caller.
+/// Why a call did not do what it was asked. Four kinds, since four things can be done about it, and `Stale`, which ends the
+/// caller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
     /// The node says no and will say no again. Nothing was changed by this call.
@@ -127,6 +127,9 @@ pub enum Error {
     /// No answer. The call may have taken effect.
     #[error("the node is not reachable: {0}")]
     Unreachable(String),
+    /// The node's own disk is full. Nothing was changed by this call, and it does it as soon as somebody has made room.
+    #[error("the node has no room: {0}")]
+    NoRoom(String),
     /// A newer operation has been here.
     #[error("generation {seen} has been here")]
     Stale {

@@ -344,6 +344,13 @@ fn trouble(app: &App, operation: &Operation, node: &Node, error: driver::Error) 
             Trouble::Fail(FailReason { code: FailCode::BootFailed, message })
         }
         driver::Error::Stale { .. } => Trouble::Lost,
+        // Said before anything is touched; later it is waited for.
+        driver::Error::NoRoom(message) if is_untouched(operation) => {
+            Trouble::Fail(FailReason { code: FailCode::Refused, message })
+        }
+        driver::Error::NoRoom(why) => {
+            Trouble::Wait { what: format!("room on node {}: {why}", node.facts().name), detail: None }
+        }
         driver::Error::Unreachable(why) => away(app, operation, &format!("node {}", node.facts().name), why),
     }
 }

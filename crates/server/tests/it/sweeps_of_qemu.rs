@@ -597,7 +597,7 @@ fn digests(app: &App, cvm_id: i64, revision: u64) -> Vec<String> {
 
 /// `web:1` is an image that it never was before, for whoever asks next.
 fn move_tag(folder: &Path) {
-    let store = casemate_server::driver::images::ImageStore::open(folder.join("images")).expect("opens");
+    let store = QemuConfig::in_data(folder).image_store(Clock::system()).expect("opens");
     let layout = tempfile::tempdir().expect("a temporary folder");
     std::fs::create_dir_all(layout.path().join("blobs/sha256")).expect("made");
     let put = |text: String| {

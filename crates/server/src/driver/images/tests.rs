@@ -42,6 +42,17 @@ pub(in crate::driver) fn fill(store: &ImageStore, names: &[&str]) {
     store.import(folder.path(), None).unwrap();
 }
 
+impl ImageStore {
+    /// For somebody who does nothing else.
+    pub(in crate::driver) async fn ensure(
+        &self,
+        reference: &Reference,
+        login: Option<&Login>,
+    ) -> Result<String> {
+        self.using().ensure(reference, login).await
+    }
+}
+
 fn store() -> (ImageStore, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     (ImageStore::open(folder.path().join("store")).unwrap(), folder)
@@ -51,7 +62,7 @@ fn reference(text: &str) -> Reference {
     text.parse().unwrap()
 }
 
-fn pack(folder: &Path, archive: &Path) {
+pub(super) fn pack(folder: &Path, archive: &Path) {
     let mut tar = tar::Builder::new(std::fs::File::create(archive).unwrap());
     tar.append_dir_all(".", folder).unwrap();
     tar.finish().unwrap();

@@ -1,6 +1,7 @@
 //! What the node keeps of a machine: one JSON document in the machine's folder, replaced as a whole. It is the point at which
 //! an update takes effect; every other file in the folder is named by it, or made from it at each start.
 
+use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::process::Process;
-use super::{disk, files};
+use super::{disk, files, reserve};
 use crate::driver::fence::Fence;
 use crate::driver::{LastStop, Machine, Port};
 
@@ -79,6 +80,33 @@ pub(super) struct On {
     pub(super) process: Option<Process>,
     /// How it is being brought down, if it is.
     pub(super) going_down: Option<LastStop>,
+}
+
+/// The manifests of the images that the machines of a node have staged or run, or ran before.
+///
+/// # Errors
+/// The node's folder cannot be read. A machine whose record cannot is left out: the disks that it boots from are its own.
+pub(super) fn images_below(node: &Path) -> Result<BTreeSet<String>> {
+    let mut images = BTreeSet::new();
+    let entries = match std::fs::read_dir(node) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(images),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_str().is_none_or(|name| name.parse::<uuid::Uuid>().is_err()) {
+            continue;
+        }
+        match Record::read(&entry.path()) {
+            Ok(Some(record)) => images.extend(record.images().map(|image| image.digest.clone())),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, folder = %entry.path().display(), "a machine's images are not known")
+            }
+        }
+    }
+    Ok(images)
 }
 
 impl Ready {
@@ -156,12 +184,29 @@ impl Record {
     /// Puts it into this folder.
     pub(super) fn save(&self, folder: &Path) -> Result<()> {
         files::make_private(folder)?;
-        files::replace(folder, FILE, &serde_json::to_vec(self)?)
+        let bytes = serde_json::to_vec(self)?;
+        match files::replace(folder, FILE, &bytes) {
+            Err(error) if error.kind() == ErrorKind::StorageFull => reserve::spend(folder, FILE, &bytes),
+            Ok(()) => {
+                reserve::keep(folder);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The files of the folder that hold container images and are of use.
     pub(super) fn archives(&self) -> impl Iterator<Item = &str> {
+        self.all().map(|ready| ready.archive.as_str())
+    }
+
+    /// The images of all that is of use.
+    fn images(&self) -> impl Iterator<Item = &ImageRef> {
+        self.all().flat_map(|ready| &ready.images)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Ready> {
         let held = self.held.iter().flat_map(|held| std::iter::once(&held.now).chain(&held.before));
-        held.chain(&self.staged).map(|ready| ready.archive.as_str())
+        held.chain(&self.staged)
     }
 }

@@ -1,5 +1,6 @@
 //! The place of one machine: its folder, what is kept of it, and what was last seen of its guest.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -350,5 +351,10 @@ pub(super) fn refuse<T>(why: impl Into<String>) -> Result<T> {
 
 /// The node's own disk does not do what it should.
 pub(super) fn lost(error: std::io::Error) -> Error {
-    Error::Unreachable(format!("it cannot keep its state: {error}"))
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Error::NoRoom(format!("it cannot keep its state: {error}"))
+        }
+        _ => Error::Unreachable(format!("it cannot keep its state: {error}")),
+    }
 }

@@ -22,6 +22,7 @@ mod parts {
 
 mod fake;
 mod faults;
+mod full;
 mod sweep;
 mod tags;
 mod vm_faults;

@@ -28,6 +28,7 @@ impl Host {
             "qemu.log",
             "qemu.out.log",
             "qmp.sock",
+            "reserve",
             "serial.log",
         ];
         let names = std::fs::read_dir(folder).expect("its folder").flatten();

@@ -254,7 +254,7 @@ async fn inside() {
     assert_eq!(rig.0.process().map(|process| process.is_alive()), Some(true));
     // Whoever asks for a change is told to wait, and nothing is touched.
     let outcome = rig.0.qemu().ensure_staged(at(2), &rig.machine(2)).await;
-    assert!(matches!(&outcome, Err(Error::Unreachable(why)) if why.contains("No space left")), "{outcome:?}");
+    assert!(matches!(&outcome, Err(Error::NoRoom(why)) if why.contains("has 0 bytes left")), "{outcome:?}");
     // There is room again, and it goes on where it stood.
     let grown = std::process::Command::new("mount")
         .args(["-o", "remount,size=900m"])
