@@ -710,6 +710,12 @@ async fn machines_that_boot_at_once_share_no_port_and_take_none_of_anybody() {
     // Meanwhile somebody listens on one port of each.
     let listen = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).unwrap();
     let others: Vec<_> = before.iter().step_by(3).map(listen).collect();
+    // One after the other is given its ports.
+    let room = rig.qemu().host.room.lock().await;
+    let early = rig.qemu().ensure_started(next(machines[0].0));
+    assert_eq!(rig.clock.within(Duration::from_millis(200), early).await, None);
+    assert_eq!(process::below(&rig.config.folder.canonicalize().unwrap()), []);
+    drop(room);
     let all_at_once =
         machines.iter().map(async |(at, _)| rig.qemu().ensure_started(next(*at)).await.unwrap());
     futures_util::future::join_all(all_at_once).await;
