@@ -4,12 +4,18 @@
 //! nothing of it may be kept in memory without a limit, and whatever two readers could understand differently is refused.
 
 use std::io::{self, Read};
+use std::ops::Range;
 
 use tar::{EntryType, Header, PaxExtensions};
 
 use crate::{Error, MAX_NAME, MAX_PATH, Result, show, wrong};
 
 const BLOCK: usize = 512;
+// Where a header has its numbers.
+const MODE: Range<usize> = 100..108;
+const UID: Range<usize> = 108..116;
+const GID: Range<usize> = 116..124;
+const SIZE: Range<usize> = 124..136;
 /// Bytes of what extends a header.
 const MAX_EXTENSION: u64 = 1024 * 1024;
 /// Bytes that are read at once.
@@ -71,7 +77,7 @@ impl<R: Read> Archive<R> {
             let Some(header) = self.header()? else {
                 return if extensions == 0 { Ok(None) } else { wrong("it ends where an entry should be") };
             };
-            let size = header.entry_size().map_err(of_header)?;
+            let size = number(&header, SIZE, Header::entry_size).map_err(of_header)?;
             let kind = header.entry_type();
             match kind {
                 EntryType::XGlobalHeader => {
@@ -105,7 +111,9 @@ impl<R: Read> Archive<R> {
     fn entry(&mut self, header: &Header, kind: EntryType, extended: Extended) -> Result<Entry> {
         let path = extended.path.unwrap_or_else(|| header.path_bytes().into_owned());
         let of_entry = |why: &str| Error::Wrong(format!("`{}` {why}", show(&path)));
-        let number = |field: io::Result<u64>| field.map_err(|error| of_entry(&error.to_string()));
+        let number = |field, value: fn(&Header) -> io::Result<u64>| {
+            number(header, field, value).map_err(|error| of_entry(&error.to_string()))
+        };
         // As other programs do with the oldest kind of entry.
         let kind = match kind {
             EntryType::Regular if header.as_bytes()[156] == 0 && path.ends_with(b"/") => EntryType::Directory,
@@ -114,7 +122,7 @@ impl<R: Read> Archive<R> {
         };
         let size = match extended.size {
             Some(size) => size,
-            None => number(header.entry_size())?,
+            None => number(SIZE, Header::entry_size)?,
         };
         if kind != EntryType::Regular && size != 0 {
             return Err(of_entry("has a content, and is no file"));
@@ -124,8 +132,8 @@ impl<R: Read> Archive<R> {
             let id = u32::try_from(id).ok().filter(|id| *id != u32::MAX);
             id.ok_or_else(|| of_entry("has an owner whose number is too high"))
         };
-        let uid = owner(extended.uid.map_or_else(|| number(header.uid()), Ok)?)?;
-        let gid = owner(extended.gid.map_or_else(|| number(header.gid()), Ok)?)?;
+        let uid = owner(extended.uid.map_or_else(|| number(UID, Header::uid), Ok)?)?;
+        let gid = owner(extended.gid.map_or_else(|| number(GID, Header::gid), Ok)?)?;
         // Tools leave empty what a kind has no use for.
         let device = |field: io::Result<Option<u32>>| field.ok().flatten().unwrap_or_default();
         let device = match kind {
@@ -143,7 +151,7 @@ impl<R: Read> Archive<R> {
         if link.len() > MAX_PATH || link.contains(&0) {
             return Err(of_entry("leads to a path that is too long, or is none"));
         }
-        let mode = header.mode().map_err(|error| of_entry(&error.to_string()))? & 0o7777;
+        let mode = number(MODE, |header| header.mode().map(u64::from))? & 0o7777;
         Ok(Entry {
             kind,
             mode: u16::try_from(mode).unwrap_or_default(),
@@ -247,6 +255,16 @@ impl Extended {
         }
         Ok(())
     }
+}
+
+/// A number of a header. A field in which nothing stands means zero.
+fn number(
+    header: &Header,
+    field: Range<usize>,
+    value: impl Fn(&Header) -> io::Result<u64>,
+) -> io::Result<u64> {
+    let is_empty = header.as_bytes()[field].iter().all(|byte| *byte == 0 || *byte == b' ');
+    if is_empty { Ok(0) } else { value(header) }
 }
 
 /// A text with or without the zero that ends it.

@@ -2,17 +2,20 @@
 //! the list in `index.json`.
 //!
 //! A blob gets its name only when all of it is there and hashes to that name, so whatever has a name is right unless the disk
-//! damages it later; [`ImageStore::archive`] hashes again what goes to a machine.
+//! damages it later; [`ImageStore::disk`] hashes again what goes to a machine.
 
-mod archive;
 mod import;
 mod manifest;
 mod pull;
 mod reference;
+mod root;
 mod store;
 
 pub use self::pull::Login;
 pub use self::reference::Reference;
+pub use self::root::UNPACKER;
+#[cfg(test)]
+pub(in crate::driver) use self::root::room;
 pub use self::store::ImageStore;
 
 /// Why an image is not to be had.

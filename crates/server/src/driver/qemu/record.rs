@@ -1,13 +1,15 @@
 //! What the node keeps of a machine: one JSON document in the machine's folder, replaced as a whole. It is the point at which
 //! an update takes effect; every other file in the folder is named by it, or made from it at each start.
 
+use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
-use casemate_types::guest::ImageRef;
+use casemate_types::guest::{ImageRef, image_serial};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::command::ImageDisk;
 use super::process::Process;
 use super::{disk, files};
 use crate::driver::fence::Fence;
@@ -34,10 +36,27 @@ pub(super) struct Ready {
     pub(super) os_image_hash: String,
     /// Container images and what they were resolved to.
     pub(super) images: Vec<ImageRef>,
-    /// File in the machine's folder that has them.
-    pub(super) archive: String,
     /// Ports that its services publish inside.
     pub(super) ports: Vec<u16>,
+}
+
+impl Ready {
+    /// The disk of each different image.
+    pub(super) fn disks(&self) -> Vec<ImageDisk> {
+        let serials: BTreeSet<&str> = self.images.iter().map(|image| image_serial(&image.digest)).collect();
+        let disk = |serial: &str| ImageDisk { serial: serial.to_owned(), file: image_file(serial) };
+        serials.into_iter().map(disk).collect()
+    }
+}
+
+/// Name of the file with the image whose disk has this serial number.
+fn image_file(serial: &str) -> String {
+    format!("image-{serial}.squashfs")
+}
+
+/// Would a file of this name be a disk with an image?
+pub(super) fn is_image_file(name: &str) -> bool {
+    name.strip_prefix("image-").is_some_and(|rest| rest.ends_with(".squashfs"))
 }
 
 /// A machine that the node holds.
@@ -147,8 +166,8 @@ impl Record {
     }
 
     /// The files of the folder that hold container images and are of use.
-    pub(super) fn archives(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn image_files(&self) -> BTreeSet<String> {
         let held = self.held.iter().flat_map(|held| std::iter::once(&held.now).chain(&held.before));
-        held.chain(&self.staged).map(|ready| ready.archive.as_str())
+        held.chain(&self.staged).flat_map(Ready::disks).map(|disk| disk.file).collect()
     }
 }

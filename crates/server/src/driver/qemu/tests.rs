@@ -22,6 +22,7 @@ mod parts {
 
 mod fake;
 mod faults;
+mod roots;
 mod sweep;
 mod vm_faults;
 mod vm_real;
