@@ -272,6 +272,9 @@ impl ErrorBody {
         if ask.auto_commit {
             body = body.with("auto_commit", true);
         }
+        if !ask.warnings.is_empty() {
+            body = body.with("warnings", ask.warnings.clone());
+        }
         body.suggest("Register the compose hash on the app contract")
             .suggest("Confirm with the compose hash and the transaction hash")
     }
@@ -363,6 +366,7 @@ impl ErrorBody {
                 .and_then(|status| OnchainStatus::deserialize(status).ok()),
             approval_id: text("approval_id"),
             auto_commit: self.value("auto_commit").and_then(Value::as_bool).unwrap_or_default(),
+            warnings: self.value("warnings").and_then(|list| Vec::deserialize(list).ok()).unwrap_or_default(),
         })
     }
 }
@@ -390,6 +394,8 @@ pub struct ApprovalNeeded {
     pub approval_id: Option<String>,
     /// The server commits it by itself once it is registered.
     pub auto_commit: bool,
+    /// What whoever says yes may not expect, such as an image that the hash does not settle. Only this server says so.
+    pub warnings: Vec<String>,
 }
 
 impl std::fmt::Debug for ApprovalNeeded {
@@ -445,6 +451,7 @@ mod tests {
             onchain_status: None,
             approval_id: None,
             auto_commit: false,
+            warnings: vec![],
         }
     }
 
@@ -481,6 +488,7 @@ mod tests {
             }),
             approval_id: Some("0198c1d2-0000-7000-8000-000000000000".into()),
             auto_commit: true,
+            warnings: vec!["service `web`: pin a digest".into()],
             ..ask()
         };
         for ask in [ask(), full] {

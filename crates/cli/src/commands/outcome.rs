@@ -78,6 +78,9 @@ impl Change<'_> {
             }
             PatchOutcome::NeedsApproval(ask) => ask,
         };
+        for warning in &ask.warnings {
+            cx.out.warning(warning);
+        }
         if let Approving::Here(signing, typed) = approving {
             let contract = checksummed(ask.app_id);
             let what =

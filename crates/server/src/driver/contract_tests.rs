@@ -71,6 +71,11 @@ async fn until(rig: &dyn Rig, wanted: impl Fn(&Observed) -> bool) -> Observed {
     }
 }
 
+/// Waits until machine [`VM`] is up.
+pub(super) async fn until_done(rig: &dyn Rig) -> Observed {
+    until(rig, is_done).await
+}
+
 fn is_done(seen: &Observed) -> bool {
     seen.guest == Guest::Done
 }
@@ -95,7 +100,7 @@ async fn up(rig: &dyn Rig) -> Observed {
     until(rig, is_done).await
 }
 
-fn refused(outcome: Result<()>) -> String {
+fn refused<T: std::fmt::Debug>(outcome: Result<T>) -> String {
     match outcome {
         Err(Error::Refused(why)) => why,
         other => panic!("{other:?} instead of a refusal"),
@@ -296,7 +301,7 @@ pub(super) async fn a_removed_machine_does_not_come_back_with_a_late_call(rig: &
     drop(driver);
     for round in 0..2 {
         let (driver, stale) = (rig.driver(), Err(Error::Stale { seen: 2 }));
-        assert_eq!(driver.ensure_staged(at(1), &rig.machine(1)).await, stale);
+        assert_eq!(driver.ensure_staged(at(1), &rig.machine(1)).await.map(drop), stale);
         assert_eq!(driver.ensure_applied(at(1), &rig.machine(1)).await, stale);
         assert_eq!(driver.ensure_started(at(1)).await, stale);
         driver.ensure_applied(at(2), &rig.machine(1)).await.unwrap();

@@ -52,13 +52,17 @@ pub struct Machine {
     pub revision: u64,
     /// The spec itself.
     pub spec: Spec,
+    /// What the images of its services mean, where that was settled when the same content was staged before. It is what they
+    /// mean from then on, whatever their tags have come to mean since.
+    #[serde(default)]
+    pub images: Vec<ImageRef>,
 }
 
 impl Machine {
     /// That of a CVM with this spec, which is the one of `revision`.
     pub fn of(cvm: &Cvm, revision: u64, spec: Spec) -> Self {
         let (app_id, instance_id) = (cvm.app_id, spec.instance_id(&cvm.app_id));
-        Self { name: cvm.name.clone(), app_id, instance_id, revision, spec }
+        Self { name: cvm.name.clone(), app_id, instance_id, revision, spec, images: Vec::new() }
     }
 }
 
@@ -157,8 +161,9 @@ pub trait Driver: Send + Sync {
     /// Capacity, images and identity of the node, whichever answers.
     async fn describe(&self) -> Result<NodeFacts>;
 
-    /// Everything that can fail without touching the running machine: image present, room, files in place.
-    async fn ensure_staged(&self, at: At, machine: &Machine) -> Result<()>;
+    /// Everything that can fail without touching the running machine: image present, room, files in place. What the images of
+    /// its services mean, which is what it is going to run; none where the node does not know. A repeated call says the same.
+    async fn ensure_staged(&self, at: At, machine: &Machine) -> Result<Vec<ImageRef>>;
 
     /// The machine is off. An absent machine is off.
     async fn ensure_stopped(&self, at: At, how: Stop) -> Result<Stopped>;

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use casemate_types::guest::ImageRef;
 use casemate_types::ids::VmUuid;
 use casemate_types::wire::Sysinfo;
 use serde::de::DeserializeOwned;
@@ -296,7 +297,7 @@ impl Driver for RemoteSim {
         self.ask(Call::Describe).await
     }
 
-    async fn ensure_staged(&self, at: At, machine: &Machine) -> Result<()> {
+    async fn ensure_staged(&self, at: At, machine: &Machine) -> Result<Vec<ImageRef>> {
         self.ask(Call::EnsureStaged { at, machine: Box::new(machine.clone()) }).await
     }
 

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use casemate_types::guest::ImageRef;
 use casemate_types::ids::VmUuid;
 use casemate_types::wire::Sysinfo;
 use jiff::Timestamp;
@@ -352,8 +353,10 @@ impl Driver for Sim {
         self.read("describe", &[], |_, site, _| Ok(site.facts.clone())).await
     }
 
-    async fn ensure_staged(&self, at: At, machine: &Machine) -> Result<()> {
-        self.ensure("ensure_staged", at, |node, site, _| node.stage(at, machine, site)).await
+    /// It has no images of services, so it does not know what they mean.
+    async fn ensure_staged(&self, at: At, machine: &Machine) -> Result<Vec<ImageRef>> {
+        self.ensure("ensure_staged", at, |node, site, _| node.stage(at, machine, site)).await?;
+        Ok(machine.images.clone())
     }
 
     async fn ensure_stopped(&self, at: At, how: Stop) -> Result<Stopped> {

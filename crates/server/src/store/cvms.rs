@@ -89,7 +89,7 @@ pub struct RevisionInfo {
     pub username: Option<String>,
     /// When.
     pub created_at: Timestamp,
-    /// What the images of its services were resolved to, once its node said so.
+    /// What the images of its services were resolved to, settled when it was staged, if its node tells.
     pub images: Vec<ImageRef>,
 }
 
@@ -480,10 +480,7 @@ fn revision_info(row: &Row<'_>, first: usize) -> Result<RevisionInfo> {
         op: OperationId(row.get::<_, Uuid>(first + 4)?),
         username: row.get(first + 5)?,
         created_at: time(row.get(first + 6)?)?,
-        images: match row.get::<_, Option<String>>(first + 7)? {
-            Some(text) => rows::from_json("image digests", &text)?,
-            None => Vec::new(),
-        },
+        images: rows::images_of(row.get(first + 7)?)?,
     })
 }
 

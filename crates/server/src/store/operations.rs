@@ -304,11 +304,12 @@ impl Store {
             if let Some(seen) = &done.seen {
                 let sql = "INSERT OR REPLACE INTO observation (cvm_id, report) VALUES (?, ?)";
                 tx.prepare_cached(sql)?.execute(params![operation.cvm_id, Report::of(seen).as_str()])?;
-                if !seen.images.is_empty() {
-                    let sql = "UPDATE revision SET images = ? WHERE cvm_id = ? AND number = ?";
-                    let images = json(&seen.images);
-                    tx.prepare_cached(sql)?.execute(params![images, operation.cvm_id, seen.revision])?;
-                }
+            }
+            if !done.images.is_empty() {
+                // Settled once: whatever runs this revision later runs the same.
+                let sql = "UPDATE revision SET images = ? WHERE cvm_id = ? AND number = ? AND images IS NULL";
+                let images = json(&done.images);
+                tx.prepare_cached(sql)?.execute(params![images, operation.cvm_id, operation.target])?;
             }
             let last = operation.step == operation.steps.len();
             if last {
@@ -635,7 +636,8 @@ fn work(tx: &Connection, id: OperationId) -> Result<Work> {
         rows::cvm(found.next()?.ok_or(Error::Missing)?)?
     };
     let spec = rows::spec(tx, operation.cvm_id, operation.target, Parts::All)?;
-    let machine = Machine::of(&cvm, operation.target, spec);
+    let images = rows::images(tx, operation.cvm_id, operation.target)?;
+    let machine = Machine { images, ..Machine::of(&cvm, operation.target, spec) };
     Ok(Work { operation, cvm, machine })
 }
 

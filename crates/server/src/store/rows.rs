@@ -3,6 +3,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
+use casemate_types::guest::ImageRef;
 use casemate_types::ids::{AppId, ComposeHash, CvmUid, InstanceId, OperationId, VmUuid};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -194,8 +195,9 @@ pub(super) fn insert_revision(
     connection
         .prepare_cached(
             "INSERT INTO revision (cvm_id, number, compose_hash, document, sealed_env, user_config, vcpu, memory_mb, disk_gb,
-               gpus, image, instance_seed, cause, content_of, user_id, op, created_at)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+               gpus, image, instance_seed, cause, content_of, user_id, op, created_at, images)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
+               (SELECT images FROM revision WHERE cvm_id = ?1 AND number = ?14))",
         )?
         .execute(params![
             cvm_id,
@@ -217,6 +219,18 @@ pub(super) fn insert_revision(
             millis(origin.at),
         ])?;
     Ok(())
+}
+
+/// What the images of revision `number` were settled to mean.
+pub(super) fn images(connection: &Connection, cvm_id: i64, number: u64) -> Result<Vec<ImageRef>> {
+    let sql = "SELECT images FROM revision WHERE cvm_id = ? AND number = ?";
+    let text = connection.prepare_cached(sql)?.query_row(params![cvm_id, number], |row| row.get(0))?;
+    images_of(text)
+}
+
+/// Those in a column.
+pub(super) fn images_of(column: Option<String>) -> Result<Vec<ImageRef>> {
+    column.map_or_else(|| Ok(Vec::new()), |text| from_json("image digests", &text))
 }
 
 /// Is a spec read with its long parts?

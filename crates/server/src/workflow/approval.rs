@@ -68,6 +68,8 @@ pub(super) struct Opening<'a> {
     pub token: Token,
     /// What the contract says now, if it was asked.
     pub status: Option<OnchainStatus>,
+    /// What whoever says yes may not expect.
+    pub warnings: Vec<String>,
 }
 
 /// What was asked for, as it is kept.
@@ -137,7 +139,13 @@ impl Kept {
 
 /// Keeps what was asked for and says what has to be registered.
 pub async fn ask(app: &App, cvm: &Cvm, steps: &Steps, request: &Request) -> Result<Box<Ask>> {
-    opening(app, cvm, steps.spec.compose.hash, request)?.store(app, asked(request)).await
+    opening_of(app, cvm, steps, request)?.store(app, asked(request)).await
+}
+
+/// As [`opening`], with what there is to say about these steps.
+fn opening_of<'a>(app: &App, cvm: &'a Cvm, steps: &Steps, request: &'a Request) -> Result<Opening<'a>> {
+    let opening = opening(app, cvm, steps.spec.compose.hash, request)?;
+    Ok(Opening { warnings: steps.warnings.clone(), ..opening })
 }
 
 /// An update that needs a yes, to be committed by who may change the CVM.
@@ -158,6 +166,7 @@ fn opening<'a>(
         auto_commit: request.auto_commit,
         token: Token::Without,
         status: None,
+        warnings: Vec::new(),
     })
 }
 
@@ -190,6 +199,7 @@ impl Opening<'_> {
             onchain_status: self.status,
             approval_id: Some(id.to_string()),
             auto_commit: auto.is_some(),
+            warnings: self.warnings,
         };
         let life = match self.token {
             Token::Without => app.config.provision_life,
@@ -239,10 +249,14 @@ pub async fn open(app: &App, cvm: Cvm, request: Request) -> Result<Outcome> {
         // Somebody else is to say yes, also to what needs no restart.
         plan @ (Plan::Steps(_) | Plan::Records { .. }) => {
             let hash = update::outline(app, &plan, cvm.id, cvm.revision)?.compose.hash;
+            let opening = match &plan {
+                Plan::Steps(steps) => opening_of(app, &cvm, steps, &request)?,
+                Plan::Records { .. } | Plan::Nothing => opening(app, &cvm, hash, &request)?,
+            };
             let opening = Opening {
                 token: Token::With { route: format!("/cvms/{}/commit-update", cvm.vm_uuid.0.simple()) },
                 status: onchain_status(app, &cvm, hash).await,
-                ..opening(app, &cvm, hash, &request)?
+                ..opening
             };
             Ok(Outcome::NeedsApproval(opening.store(app, asked(&request)).await?))
         }
@@ -365,7 +379,7 @@ pub async fn commit_registered(
         }
     };
     request.check_match(&cvm)?;
-    let (new, ask) = opening(app, &cvm, steps.spec.compose.hash, &request)?.record(app);
+    let (new, ask) = opening_of(app, &cvm, &steps, &request)?.record(app);
     let (state_only, receipt) = (!matches!(tx, Some(TxProof::Tx(_))), asked(&request));
     let closes = Closes { id: new.id, compose_hash: new.compose_hash, base: None, opens: Some(new.clone()) };
     match carry_out(app, cvm, request, closes, tx.unwrap_or_default()).await {

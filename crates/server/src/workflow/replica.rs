@@ -13,7 +13,7 @@ use super::onchain;
 use super::update::{self, busy};
 use crate::app::App;
 use crate::auth::Author;
-use crate::cvm::plan::{Current, Plan, Wish, plan_update};
+use crate::cvm::plan::{self, Current, Plan, Wish, plan_update};
 use crate::cvm::spec::Spec;
 use crate::cvm::state::Cvm;
 use crate::error::{Error, ProofCheck, Resource, Result};
@@ -87,6 +87,7 @@ pub async fn replicate(
         auto_commit: how.auto_commit,
         token: Token::With { route: how.commit_route },
         status: allowed.ok().map(onchain::status),
+        warnings: plan::warnings(&kept.spec, true),
     };
     let receipt =
         receipt.map(|receipt| receipt.of(|ask: &Ask| Outcome::NeedsApproval(Box::new(ask.clone()))));

@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::time::Duration;
 
+use casemate_types::guest::ImageRef;
+
 use crate::app::App;
 use crate::app::Node;
 use crate::cvm::spec::{Booking, Spec};
@@ -23,11 +25,13 @@ pub struct Done {
     pub seen: Option<Observed>,
     /// Why the old spec could not come back if the new one failed, if that was found out.
     pub hold: Option<String>,
+    /// What the images of the services mean, if they were staged and the node told.
+    pub images: Vec<ImageRef>,
 }
 
 impl From<Option<Observed>> for Done {
     fn from(seen: Option<Observed>) -> Self {
-        Self { seen, hold: None }
+        Self { seen, ..Self::default() }
     }
 }
 
@@ -61,8 +65,12 @@ pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Done, Tro
     let driver = node.driver.as_ref();
     let operation = &work.operation;
     let at = At { vm: work.cvm.vm_uuid, generation: operation.generation };
+    let mut images = Vec::new();
     let outcome = match step {
-        StepName::Stage => within(app, stage(app, driver, at, work)).await.map(|()| None),
+        StepName::Stage => within(app, stage(app, driver, at, work)).await.map(|staged| {
+            images = staged;
+            None
+        }),
         StepName::Stop => match stop(app, driver, at, operation).await {
             Ok(Stopped::Off) => Ok(None),
             Ok(Stopped::StillRunning) => return Err(Trouble::Fail(stop_timed_out(operation))),
@@ -85,7 +93,7 @@ pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Done, Tro
         StepName::Stage => before_the_stop(app, node, work).await?,
         _ => None,
     };
-    Ok(Done { seen, hold })
+    Ok(Done { seen, hold, images })
 }
 
 /// The last questions while the machine still runs: is the new spec allowed, and could the old one come back?
@@ -182,7 +190,7 @@ fn no_answer() -> driver::Error {
     driver::Error::Unreachable(format!("no answer within {} s", ANSWER.as_secs()))
 }
 
-async fn stage(app: &App, driver: &dyn Driver, at: At, work: &Work) -> driver::Result<()> {
+async fn stage(app: &App, driver: &dyn Driver, at: At, work: &Work) -> driver::Result<Vec<ImageRef>> {
     // If the store does not tell, it had one: that is the side on which no data gets lost.
     let had_a_machine = || app.store.report(work.cvm.id).map_or(true, |report| report.is_some());
     if work.operation.kind == Kind::Recover && had_a_machine() && driver.observe(&[at.vm]).await?.is_empty() {
@@ -290,9 +298,16 @@ pub(super) fn difference(wanted: &Machine, seen: &Observed) -> Option<String> {
         Some("the machine runs with another sealed environment".to_owned())
     } else if seen.user_config_sha256 != wanted.spec.user_config_sha256() {
         Some("the machine runs with another user config".to_owned())
+    } else if !wanted.images.is_empty() && !seen.images.is_empty() && seen.images != wanted.images {
+        differs("images", &digests(&wanted.images), &digests(&seen.images))
     } else {
         None
     }
+}
+
+fn digests(images: &[ImageRef]) -> String {
+    let one = |image: &ImageRef| format!("{} ({})", image.reference, image.digest);
+    images.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 fn trouble(app: &App, operation: &Operation, node: &Node, error: driver::Error) -> Trouble {

@@ -183,11 +183,17 @@ async fn carry_with(app: &App, mut work: Work, probe: &dyn Probe, mut turn: Turn
             outcome = performed => outcome,
             () = keep_claim(app, operation) => Err(Trouble::Lost),
         };
+        let images = outcome.as_ref().map(|done| done.images.clone()).unwrap_or_default();
         if !probe.reached(operation, name, Moment::Between).await {
             return;
         }
         match record(app, operation, name, outcome).await {
-            Ok(Some(next)) => work.operation = next,
+            Ok(Some(next)) => {
+                work.operation = next;
+                if work.machine.images.is_empty() {
+                    work.machine.images = images;
+                }
+            }
             Ok(None) => return,
             Err(store::Error::ClaimLost) => {
                 tracing::info!(op.id = %operation.id, step = %name, "another worker has this operation now");

@@ -215,7 +215,7 @@ async fn a_new_hash_is_asked_for_and_nothing_else_is() {
         .iter()
         .map(|entry| text(&entry["field"]))
         .collect();
-    assert_eq!(fields, ["compose_hash", "app_id", "device_id", "kms_info", "approval_id"]);
+    assert_eq!(fields, ["compose_hash", "app_id", "device_id", "kms_info", "approval_id", "warnings"]);
     assert_eq!((stage.now().tag(), stage.now().status, stage.now().open), (tag, Status::Running, None));
     for (rest, body) in [
         ("/visibility", json!({ "public_logs": false })),
@@ -985,4 +985,30 @@ async fn without_its_key_service_nothing_boots_and_the_answer_names_the_setting(
     stage.commit(&token, "", "").await.expect(202);
     stage.world.settle().await;
     assert_eq!(stage.hash_of(stage.now().revision), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_yes_is_told_which_images_the_hash_does_not_settle() {
+    let stage = Stage::start().await;
+    let pinned = compose(&format!("web@sha256:{}", "0".repeat(64)));
+    let told = |warnings: &Value| {
+        let warnings = warnings.as_array().expect("a list");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(text(&warnings[0]).contains("covers only the name `web:2`"), "{warnings:?}");
+    };
+    let prepares = stage.client.header("x-prepare-only", "true");
+    for (client, image) in
+        [(&stage.client, compose("web:2")), (&prepares, compose("web:2")), (&stage.client, pinned)]
+    {
+        let answer =
+            client.patch(&stage.path(""), json!({ "docker_compose_file": image, "memory": 4096 })).await;
+        let shown = stage.client.json(&format!("/approvals/{}", text(&detail(&answer, "approval_id")))).await;
+        if image.contains("web:2") {
+            told(&detail(&answer, "warnings"));
+            told(&shown["warnings"]);
+        } else {
+            assert!(!answer.expect(465).to_string().contains("warnings"));
+            assert_eq!(shown["warnings"], Value::Null);
+        }
+    }
 }

@@ -639,7 +639,11 @@ impl Driver for Tee {
     async fn describe(&self) -> driver::Result<NodeFacts> {
         self.0.describe().await
     }
-    async fn ensure_staged(&self, at: At, machine: &Machine) -> driver::Result<()> {
+    async fn ensure_staged(
+        &self,
+        at: At,
+        machine: &Machine,
+    ) -> driver::Result<Vec<casemate_types::guest::ImageRef>> {
         self.0.ensure_staged(at, machine).await
     }
     async fn ensure_stopped(&self, at: At, how: Stop) -> driver::Result<Stopped> {

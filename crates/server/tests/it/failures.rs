@@ -324,8 +324,14 @@ async fn start_by_itself(world: &World, cvm: &Cvm, generation: u64, change: impl
     let now = world.cvm(cvm);
     let spec = world.app.store.spec(cvm.id, now.revision).expect("the spec");
     let instance_id = spec.instance_id(&now.app_id);
-    let mut machine =
-        Machine { name: now.name, app_id: now.app_id, instance_id, revision: now.revision, spec };
+    let mut machine = Machine {
+        name: now.name,
+        app_id: now.app_id,
+        instance_id,
+        revision: now.revision,
+        spec,
+        images: vec![],
+    };
     change(&mut machine);
     let at = At { vm: cvm.vm_uuid, generation };
     world.sim.ensure_staged(at, &machine).await.expect("staged");

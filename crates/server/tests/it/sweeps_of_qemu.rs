@@ -1,5 +1,5 @@
 //! A server is killed at every step of an update on a node with real processes, and another one goes on. The hypervisor is played
-//! by this program, in processes of their own which outlive the server.
+//! by this program, in processes of their own which outlive the server; in `vm_real` it is QEMU itself.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use casemate_server::app::{App, Chains, LocalKeys, NewNode};
 use casemate_server::auth::{Actor, Scopes};
 use casemate_server::config::Config;
 use casemate_server::cvm::plan::Wish;
+use casemate_server::cvm::spec::Booking;
 use casemate_server::cvm::state::{Cvm, Status};
 use casemate_server::driver::qemu::{Accel, Pace, Qemu, QemuConfig};
 use casemate_server::driver::{Driver, Guest, LogChannel, Observed};
@@ -20,8 +21,9 @@ use casemate_server::workflow::operation::{Kind, Operation, StepName};
 use casemate_server::workflow::update::{Outcome, Request};
 use casemate_server::workflow::worker::{self, Moment, Probe};
 use casemate_server::workflow::{create, power, reconcile, update};
-use casemate_testkit::{Place, Recorder, compose};
+use casemate_testkit::{Place, Recorder};
 use casemate_types::compose::ComposeDoc;
+use casemate_types::ids::OperationId;
 use casemate_types::patch::{CvmCreate, CvmPatch, CvmProvision, Sparse};
 use casemate_types::version::ApiVersion;
 use serde_json::json;
@@ -33,6 +35,7 @@ use self::parts::{Clock, sha256};
 #[path = "../../src/driver/qemu/tests/fake.rs"]
 #[expect(clippy::unwrap_used, reason = "it is for tests alone, and shared with those of the library")]
 mod fake;
+mod vm_real;
 
 /// What the fake takes from here.
 mod parts {
@@ -52,11 +55,27 @@ mod parts {
 /// A word of every hypervisor's command line.
 const MARK: &str = "socket,id=qmp,path=qmp.sock,server=on,wait=off";
 
+/// How long anything here may take, also where others work beside it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A web server with a volume.
+fn compose(image: &str) -> String {
+    format!(
+        "services:\n  web:\n    image: {image}\n    ports: ['80:8080']\n    volumes: ['data:/data']\nvolumes:\n  data:\n"
+    )
+}
+
 /// A host: what outlives its servers.
 struct Host {
     folder: tempfile::TempDir,
     clock: Clock,
     kms: Arc<RootKeys>,
+    program: PathBuf,
+    os_images: PathBuf,
+    /// Container images that its servers have.
+    layouts: Vec<PathBuf>,
+    /// Between two looks at a booting guest.
+    look: Duration,
     /// How long it waits before it starts a machine again that went down by itself.
     back_off: Duration,
 }
@@ -90,10 +109,16 @@ impl Host {
         );
         std::fs::write(&program, text).expect("written");
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).expect("set");
-        let (clock, kms) = (Clock::system(), Arc::new(RootKeys::generate(&[7; 64])));
-        let host = Self { folder, clock, kms, back_off: Duration::from_millis(50) };
+        let (os_images, layouts) = (folder.path().join("os-images"), vec![folder.path().join("layout")]);
+        let host = Self::with(folder, program, os_images, layouts);
         host.layout();
         host
+    }
+
+    fn with(folder: tempfile::TempDir, program: PathBuf, os_images: PathBuf, layouts: Vec<PathBuf>) -> Self {
+        let (clock, kms) = (Clock::system(), Arc::new(RootKeys::generate(&[7; 64])));
+        let (look, back_off) = (Duration::from_millis(10), Duration::from_millis(50));
+        Self { folder, clock, kms, program, os_images, layouts, look, back_off }
     }
 
     /// An image layout with two images.
@@ -121,21 +146,11 @@ impl Host {
 
     fn config(&self) -> QemuConfig {
         QemuConfig {
-            program: self.folder.path().join("fake-qemu"),
+            program: self.program.clone(),
             accel: Accel::Tcg,
-            os_images: vec![self.folder.path().join("os-images")],
-            capacity: Some(casemate_server::cvm::spec::Booking {
-                vcpu: 16,
-                memory_mb: 65_536,
-                disk_gb: 1024,
-                gpus: 0,
-            }),
-            pace: Pace {
-                booting: Duration::from_millis(10),
-                up: Duration::from_millis(20),
-                back_off: self.back_off,
-                ..Pace::default()
-            },
+            os_images: vec![self.os_images.clone()],
+            capacity: Some(Booking { vcpu: 16, memory_mb: 65_536, disk_gb: 1024, gpus: 0 }),
+            pace: Pace { booting: self.look, up: 2 * self.look, back_off: self.back_off, ..Pace::default() },
             ..QemuConfig::in_data(self.folder.path())
         }
     }
@@ -150,7 +165,9 @@ impl Host {
             store.operation_void_leases().await.expect("a new process");
             let keys = Arc::new(LocalKeys(Arc::clone(&self.kms)));
             let qemu = Qemu::open(self.config(), self.clock.clone(), Some(keys)).expect("the node opens");
-            qemu.images().import(&self.folder.path().join("layout"), None).expect("imported");
+            for layout in &self.layouts {
+                qemu.images().import(layout, None).expect("imported");
+            }
             let nodes =
                 vec![NewNode { address: "qemu:1".into(), driver: Arc::new(qemu.clone()), faults: None }];
             let config = Config { dev: true, ..Config::default() };
@@ -186,6 +203,15 @@ impl Host {
     fn processes(&self) -> Vec<PathBuf> {
         processes(self.folder.path())
     }
+
+    /// Machines that have a folder, or what is left of one.
+    fn folders(&self) -> Vec<String> {
+        let node = std::fs::read_dir(self.folder.path().join("nodes/qemu-1")).expect("the node's folder");
+        let names = node.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter(|name| uuid::Uuid::parse_str(name.split('.').next().unwrap_or_default()).is_ok())
+            .collect()
+    }
 }
 
 /// Processes that work for the nodes in this folder.
@@ -219,6 +245,7 @@ impl Life {
         let document =
             ComposeDoc::from_value(json!({ "docker_compose_file": compose("web:1") })).expect("an object");
         let asked = CvmProvision::new("web-one".parse().expect("a valid name"), document);
+        let asked = CvmProvision { vcpu: Some(1), memory: Some(512), disk_size: Some(1), ..asked };
         let prepared = create::provision(&self.app, &self.actor, asked, None).await.expect("provisioned");
         let asked = json!({ "app_id": prepared.app_id, "compose_hash": prepared.spec.compose.hash });
         let asked = CvmCreate::from_json(asked.as_object().expect("an object")).expect("valid");
@@ -260,7 +287,7 @@ impl Life {
                 self.app.clock.sleep(Duration::from_millis(5)).await;
             }
         };
-        let settled = self.app.clock.within(Duration::from_secs(60), settled).await;
+        let settled = self.app.clock.within(PATIENCE, settled).await;
         assert!(settled.is_some(), "still at work: {:?}", self.app.store.cvm(cvm.id));
     }
 
@@ -301,73 +328,116 @@ impl Probe for Killer {
     }
 }
 
-fn patch(round: u32, user_config: &str) -> CvmPatch {
+/// Does what an update asks for come up?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum New {
+    Good,
+    Bad,
+}
+
+fn patch(round: u32, new: New) -> CvmPatch {
     let image = if round.is_multiple_of(2) { "web:2" } else { "web:1" };
+    let (user_config, script) = match new {
+        New::Good => (round.to_string(), String::new()),
+        // What the player of a guest goes by, and what a real one does.
+        New::Bad => (fake::FAILS.to_owned(), "exit 3".to_owned()),
+    };
     CvmPatch {
         docker_compose_file: Sparse::Value(compose(image)),
-        memory: Sparse::Value(2048 + round * 16),
-        user_config: Sparse::Value(format!(
-            "{user_config}{}",
-            if user_config.is_empty() { round.to_string() } else { String::new() }
-        )),
+        memory: Sparse::Value(512 + (round + 1) * 16),
+        user_config: Sparse::Value(user_config),
+        pre_launch_script: Sparse::Value(script),
         allow_force_stop: Sparse::Value(true),
         ..CvmPatch::default()
     }
 }
 
-/// Updates again and again, with a server that is killed at each place in turn. The machine boots `boots` times for each.
-fn sweep(user_config: &str, kinds: &[Kind], boots: u64, outcome: &str) {
-    let host = Host::new();
+/// A machine before an update.
+struct Before {
+    seen: Observed,
+    booked: Booking,
+    operation: OperationId,
+}
+
+impl Life {
+    /// Accepts an update.
+    async fn begin(&self, cvm: &Cvm, patch: CvmPatch) -> Before {
+        let (seen, booked) = (self.seen(cvm).await.expect("there"), self.cvm(cvm).booked);
+        let operation = self.update(cvm, patch).await.id;
+        self.wake();
+        Before { seen, booked, operation }
+    }
+
+    /// The update has ended: the machine is entirely old or entirely new, and was turned on once for each operation.
+    async fn ended(&self, cvm: &Cvm, before: &Before, new: New, what: &str) -> Observed {
+        self.settled(cvm).await;
+        let operation = self.app.store.operation(self.actor.workspace_id, before.operation).expect("there");
+        let (outcome, boots) = match new {
+            New::Good => ("succeeded", 1),
+            New::Bad => ("failed", 2),
+        };
+        assert_eq!(operation.state.name(), outcome, "{what}: {operation:?}");
+        let (now, seen) = (self.cvm(cvm), self.seen(cvm).await.expect("there"));
+        let spec = self.app.store.spec(cvm.id, now.revision).expect("the current spec");
+        assert_eq!((now.status, &seen.guest), (Status::Running, &Guest::Done), "{what}");
+        assert_eq!((seen.compose_hash, seen.size), (spec.compose.hash, spec.booking()), "{what}");
+        assert_eq!(seen.user_config_sha256, spec.user_config_sha256(), "{what}");
+        assert_eq!(seen.revision, now.revision, "{what}");
+        assert_eq!(seen.size == before.booked, new == New::Bad, "{what}: neither old nor new");
+        assert_eq!(seen.boot_count, before.seen.boot_count + boots, "{what}");
+        assert_eq!(self.qemu.used(), now.booked, "{what}");
+        assert_eq!(self.app.store.nodes().expect("reads")[0].booked, now.booked, "{what}");
+        seen
+    }
+}
+
+/// A CVM that was created and updated once, and the places that the update came by.
+fn begin(host: &Host, new: New) -> (Cvm, Vec<Place>) {
     let recorder = Arc::new(Recorder::default());
     let cvm = host.live(Arc::clone(&recorder) as _, async |life| {
         let cvm = life.create().await;
         life.settled(&cvm).await;
-        life.update(&cvm, patch(0, user_config)).await;
+        life.update(&cvm, patch(0, new)).await;
         life.settled(&cvm).await;
         cvm
     });
     let places = Arc::into_inner(recorder).expect("the server is gone").places();
-    let places: Vec<Place> = places.into_iter().filter(|place| kinds.contains(&place.kind)).collect();
-    assert!(places.len() >= 11 * kinds.len(), "{places:?}");
+    let places: Vec<Place> = places.into_iter().filter(|place| place.kind != Kind::Create).collect();
+    let kinds = if new == New::Bad { 2 } else { 1 };
+    assert!(places.len() >= 11 * kinds, "{places:?}");
+    (cvm, places)
+}
+
+/// Updates again and again, with a server that is killed at each place in turn, and another one that goes on. `check` looks at
+/// the machine before each, and after.
+fn sweep(host: &Host, new: New, check: impl AsyncFn(&Life, &Cvm, &str)) {
+    let (cvm, places) = begin(host, new);
     for (round, place) in (1..).zip(places) {
         let what = format!("killed at {place:?}");
         let killer = Killer::at(place);
-        let (before, booked, operation) = host.live(Arc::clone(&killer) as _, async |life| {
-            let (before, booked) = (life.seen(&cvm).await.expect("there"), life.cvm(&cvm).booked);
-            let operation = life.update(&cvm, patch(round, user_config)).await;
-            life.wake();
-            let killed = life.app.clock.within(Duration::from_secs(60), killer.reached.notified()).await;
+        let before = host.live(Arc::clone(&killer) as _, async |life| {
+            let before = life.begin(&cvm, patch(round, new)).await;
+            let killed = life.app.clock.within(PATIENCE, killer.reached.notified()).await;
             assert!(killed.is_some(), "{what}: not reached");
-            (before, booked, operation.id)
+            before
         });
         assert!(*killer.struck.lock().expect("nobody panicked"), "{what}");
         host.live(Arc::new(worker::NoProbe), async |life| {
-            life.settled(&cvm).await;
-            let operation = life.app.store.operation(life.actor.workspace_id, operation).expect("there");
-            assert_eq!(operation.state.name(), outcome, "{what}: {operation:?}");
-            let (now, seen) = (life.cvm(&cvm), life.seen(&cvm).await.expect("there"));
-            let spec = life.app.store.spec(cvm.id, now.revision).expect("the current spec");
-            assert_eq!((now.status, &seen.guest), (Status::Running, &Guest::Done), "{what}");
-            assert_eq!((seen.compose_hash, seen.size), (spec.compose.hash, spec.booking()), "{what}");
-            assert_eq!(seen.user_config_sha256, spec.user_config_sha256(), "{what}");
-            assert_eq!(seen.revision, now.revision, "{what}");
-            assert_eq!(seen.size == booked, outcome == "failed", "{what}: neither old nor new");
-            assert_eq!(seen.boot_count, before.boot_count + boots, "{what}");
-            assert_eq!(life.qemu.used(), now.booked, "{what}");
-            assert_eq!(life.app.store.nodes().expect("reads")[0].booked, now.booked, "{what}");
+            life.ended(&cvm, &before, new, &what).await;
+            check(life, &cvm, &what).await;
         });
-        assert_eq!(host.processes().len(), 1, "{what}");
+        assert_eq!((host.processes().len(), host.folders()), (1, vec![cvm.vm_uuid.to_string()]), "{what}");
     }
 }
 
 #[test]
 fn an_update_of_real_processes_survives_a_server_that_is_killed_anywhere() {
-    sweep("", &[Kind::Update], 1, "succeeded");
+    sweep(&Host::new(), New::Good, async |_, _, _| {});
 }
 
 #[test]
 fn an_update_that_does_not_boot_is_put_back_by_whoever_lives() {
-    sweep(fake::FAILS, &[Kind::Update, Kind::PutBack], 2, "failed");
+    sweep(&Host::new(), New::Bad, async |_, _, _| {});
 }
 
 #[test]
@@ -387,7 +457,7 @@ fn a_machine_that_dies_again_and_again_is_left_to_its_node() {
                 life.app.clock.sleep(Duration::from_millis(10)).await;
             }
         };
-        let pauses = life.app.clock.within(Duration::from_secs(60), dies).await;
+        let pauses = life.app.clock.within(PATIENCE, dies).await;
         assert!(pauses.is_some(), "the pauses do not grow: {:?}", life.operations(&cvm));
         let lives = async {
             while life.seen(&cvm).await.is_none_or(|seen| seen.guest != Guest::Done) {
@@ -395,7 +465,7 @@ fn a_machine_that_dies_again_and_again_is_left_to_its_node() {
                 life.app.clock.sleep(Duration::from_millis(10)).await;
             }
         };
-        life.app.clock.within(Duration::from_secs(60), lives).await.expect("it comes up when it can");
+        life.app.clock.within(PATIENCE, lives).await.expect("it comes up when it can");
         assert_eq!(life.operations(&cvm), [(Kind::Create, "succeeded")]);
         assert_eq!(life.cvm(&cvm).status, Status::Running);
     });
@@ -442,7 +512,7 @@ fn a_machine_that_dies_inside_an_operation_and_comes_up_is_running() {
                 life.app.clock.sleep(Duration::from_millis(10)).await;
             }
         };
-        let right = life.app.clock.within(Duration::from_secs(60), comes_right).await;
+        let right = life.app.clock.within(PATIENCE, comes_right).await;
         assert!(right.is_some(), "{:?}", life.cvm(&cvm));
         let recovered = (Kind::Recover, "succeeded");
         assert_eq!(life.operations(&cvm), [recovered, failed, (Kind::Create, "succeeded")]);
@@ -453,13 +523,6 @@ fn a_machine_that_dies_inside_an_operation_and_comes_up_is_running() {
 #[test]
 fn a_deletion_is_gone_on_with_and_leaves_no_process_and_no_file() {
     let host = Host::new();
-    let nodes = |host: &Host| -> Vec<String> {
-        let node = std::fs::read_dir(host.folder.path().join("nodes/qemu-1")).expect("the node's folder");
-        let names = node.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        names
-            .filter(|name| uuid::Uuid::parse_str(name.split('.').next().unwrap_or_default()).is_ok())
-            .collect()
-    };
     for moment in [Moment::Before, Moment::Between] {
         for step in [StepName::Stage, StepName::Stop, StepName::Apply, StepName::Start, StepName::Observe] {
             // Asked for by one server in the middle of an update, half done by the next, finished by the last.
@@ -467,9 +530,9 @@ fn a_deletion_is_gone_on_with_and_leaves_no_process_and_no_file() {
             let cvm = host.live(Arc::clone(&killer) as _, async |life| {
                 let cvm = life.create().await;
                 life.settled(&cvm).await;
-                life.update(&cvm, patch(2, "")).await;
+                life.update(&cvm, patch(2, New::Good)).await;
                 life.wake();
-                let reached = life.app.clock.within(Duration::from_secs(60), killer.reached.notified()).await;
+                let reached = life.app.clock.within(PATIENCE, killer.reached.notified()).await;
                 reached.expect("it comes to that place");
                 power::delete(&life.app, life.cvm(&cvm), life.actor.author("req_test"))
                     .await
@@ -479,7 +542,7 @@ fn a_deletion_is_gone_on_with_and_leaves_no_process_and_no_file() {
             let killer = Killer::at(Place { kind: Kind::Delete, step: StepName::Remove, moment });
             host.live(Arc::clone(&killer) as _, async |life| {
                 life.wake();
-                let reached = life.app.clock.within(Duration::from_secs(60), killer.reached.notified()).await;
+                let reached = life.app.clock.within(PATIENCE, killer.reached.notified()).await;
                 reached.expect("it comes to that place");
             });
             host.live(Arc::new(worker::NoProbe), async |life| {
@@ -488,7 +551,105 @@ fn a_deletion_is_gone_on_with_and_leaves_no_process_and_no_file() {
                 assert_eq!(life.qemu.used(), Default::default());
                 assert_eq!(life.app.store.nodes().expect("reads")[0].booked, Default::default());
             });
-            assert_eq!((host.processes().len(), nodes(&host)), (0, vec![]), "{step} {moment:?}");
+            assert_eq!((host.processes().len(), host.folders()), (0, vec![]), "{step} {moment:?}");
         }
     }
+}
+
+/// After a stage, the tag means something else.
+struct Mover {
+    folder: PathBuf,
+    app: std::sync::OnceLock<App>,
+    /// What was recorded of each revision by then.
+    recorded: Mutex<Vec<(u64, Vec<String>)>>,
+}
+
+#[async_trait]
+impl Probe for Mover {
+    async fn reached(&self, operation: &Operation, step: StepName, moment: Moment) -> bool {
+        if (step, moment) == (StepName::Stage, Moment::After) {
+            let digests = digests(self.app.get().expect("it began"), operation.cvm_id, operation.target);
+            self.recorded.lock().expect("no panic while holding it").push((operation.target, digests));
+            move_tag(&self.folder);
+        }
+        true
+    }
+}
+
+/// What the store says that the images of a revision mean.
+fn digests(app: &App, cvm_id: i64, revision: u64) -> Vec<String> {
+    let revision = app.store.revisions(cvm_id, Some(revision + 1), 1).expect("reads").remove(0);
+    revision.images.into_iter().map(|image| image.digest).collect()
+}
+
+/// `web:1` is an image that it never was before, for whoever asks next.
+fn move_tag(folder: &Path) {
+    let store = casemate_server::driver::images::ImageStore::open(folder.join("images")).expect("opens");
+    let layout = tempfile::tempdir().expect("a temporary folder");
+    std::fs::create_dir_all(layout.path().join("blobs/sha256")).expect("made");
+    let put = |text: String| {
+        let digest = hex::encode(sha256(text.as_bytes()));
+        std::fs::write(layout.path().join("blobs/sha256").join(&digest), &text).expect("written");
+        json!({ "mediaType": "", "digest": format!("sha256:{digest}"), "size": text.len() })
+    };
+    let config = put(json!({ "config": { "Cmd": [store.list().expect("reads")] } }).to_string());
+    let manifest = put(json!({ "schemaVersion": 2, "config": config, "layers": [] }).to_string());
+    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+    std::fs::write(layout.path().join("index.json"), index.to_string()).expect("written");
+    store.import(layout.path(), Some(&"web:1".parse().expect("a name"))).expect("imported");
+}
+
+#[test]
+fn what_a_revision_runs_is_settled_by_its_stage_and_never_changes() {
+    let host = Host::new();
+    let (app, recorded) = (std::sync::OnceLock::new(), Mutex::default());
+    let mover = Arc::new(Mover { folder: host.folder.path().to_owned(), app, recorded });
+    host.live(Arc::clone(&mover) as _, async |life| {
+        assert!(mover.app.set(life.app.clone()).is_ok());
+        let cvm = life.create().await;
+        let ends = async |kind: Kind, state: &str| {
+            life.wake();
+            life.settled(&cvm).await;
+            let last = (kind, state);
+            assert_eq!(life.operations(&cvm)[0], (last.0, last.1));
+            let (now, seen) = (life.cvm(&cvm), life.seen(&cvm).await.expect("there"));
+            assert_eq!((seen.revision, seen.guest), (now.revision, Guest::Done));
+            let runs: Vec<_> = seen.images.into_iter().map(|image| image.digest).collect();
+            assert_eq!(runs, digests(&life.app, cvm.id, now.revision));
+            runs
+        };
+        let with = |memory: u32, user_config: &str| CvmPatch {
+            memory: Sparse::Value(memory),
+            user_config: Sparse::Value(user_config.into()),
+            ..CvmPatch::default()
+        };
+        let first = ends(Kind::Create, "succeeded").await;
+        assert_eq!(first.len(), 1);
+        let author = || life.actor.author("req_test");
+        power::restart(&life.app, life.cvm(&cvm), false, author()).await.expect("accepted");
+        assert_eq!(ends(Kind::Restart, "succeeded").await, first);
+        life.update(&cvm, with(2064, "")).await;
+        let second = ends(Kind::Update, "succeeded").await;
+        assert_ne!(second, first, "an update looks at what the tag means");
+        // Its image is another one again, and what is put back is not.
+        life.update(&cvm, with(2080, fake::FAILS)).await;
+        assert_eq!(ends(Kind::PutBack, "succeeded").await, second);
+        let spec = life.app.store.spec(cvm.id, 1).expect("the first spec");
+        let request = Request {
+            wish: Wish { content_of: Some((1, spec)), ..Wish::default() },
+            kind: Kind::Rollback,
+            if_match: None,
+            author: author(),
+            receipt: None,
+            auto_commit: false,
+        };
+        update::accept(&life.app, life.cvm(&cvm), request).await.expect("accepted");
+        assert_eq!(ends(Kind::Rollback, "succeeded").await, first);
+        let recorded = mover.recorded.lock().expect("no panic while holding it");
+        let revisions: Vec<_> = recorded.iter().map(|(revision, _)| *revision).collect();
+        assert_eq!(revisions, [1, 1, 2, 3, 5], "a put-back stages nothing");
+        for (revision, then) in recorded.iter() {
+            assert_eq!((then.len(), then), (1, &digests(&life.app, cvm.id, *revision)), "{revision}");
+        }
+    });
 }

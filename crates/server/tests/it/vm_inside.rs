@@ -160,7 +160,7 @@ impl Followed {
 }
 
 /// What the machine's web server answers.
-async fn served(clock: &Clock, url: &str, path: &str) -> String {
+pub(crate) async fn served(clock: &Clock, url: &str, path: &str) -> String {
     let address = url.strip_prefix("http://").expect("plain HTTP").to_owned();
     let get = |address: String, path: String| -> std::io::Result<String> {
         let mut stream = TcpStream::connect(address)?;

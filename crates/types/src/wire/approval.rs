@@ -95,6 +95,9 @@ pub struct ApprovalDetail {
     /// Why the change cannot be planned any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// What whoever says yes may not expect, such as an image that the compose hash does not settle.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// The exact text whose SHA-256 is `compose_hash`.
     pub app_compose: Option<String>,
     /// The key service that asks the contract.

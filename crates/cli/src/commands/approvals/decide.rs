@@ -48,6 +48,9 @@ impl Commit {
         let committed = match (wallet, &self.transaction) {
             (Some(wallet), _) => {
                 is_readable(&detail)?;
+                for warning in &detail.warnings {
+                    cx.out.warning(warning);
+                }
                 let network = self.signing.network(cx, &detail.kms)?;
                 note_signing(cx, &wallet, &network, &format!("Registering it with {}", detail.contract));
                 let (app, hash) = (detail.approval.app_id, detail.approval.compose_hash);

@@ -36,6 +36,9 @@ impl Show {
             return cx.out.bytes(detail.app_compose.as_deref().unwrap_or_default().as_bytes());
         }
         cx.out.result(&detail, text)?;
+        for warning in &detail.warnings {
+            cx.out.warning(warning);
+        }
         if detail.app_compose.is_some() && shown(&detail).is_none() {
             cx.out.warning(
                 "the text that the server shows does not have this compose hash: do not sign for it",

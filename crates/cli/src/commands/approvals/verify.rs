@@ -196,6 +196,7 @@ mod tests {
             onchain_status: None,
             approval_id: None,
             auto_commit: false,
+            warnings: vec![],
         };
         is_of(&detail, &ask()).unwrap();
         let [mut hash, mut app, mut device] = [ask(), ask(), ask()];

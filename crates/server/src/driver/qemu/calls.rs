@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use casemate_types::guest::{Ask, Phase};
+use casemate_types::guest::{Ask, ImageRef, Phase};
 
 use super::record::Held;
 use super::slot::{Slot, lost, refuse};
@@ -22,39 +22,43 @@ const LAST_LINES: Duration = Duration::from_millis(300);
 /// How long a process may take to end after its power was cut.
 const KILLED: Duration = Duration::from_secs(10);
 
-/// Everything that can fail without touching the running machine.
-pub(super) async fn stage(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &Machine) -> Result<()> {
+/// Everything that can fail without touching the running machine. What its images mean.
+pub(super) async fn stage(
+    host: &Arc<Host>,
+    slot: &Arc<Slot>,
+    at: At,
+    machine: &Machine,
+) -> Result<Vec<ImageRef>> {
     {
         let _turn = slot.turn.lock().await;
         if slot.enter(at, Stage::Staged)? == Entry::Passed {
-            return Ok(());
+            return Ok(slot.images_of(machine.revision));
         }
     }
     if slot.held().is_some_and(|held| held.disk_gb > 0) && !disk::is_there(&slot.folder) {
         return refuse(disk::GONE);
     }
-    if slot.held().is_some_and(|held| held.now.machine == *machine) {
+    if slot.held().is_some_and(|held| held.now.meets(machine)) {
         // What is in force needs nothing from outside: a registry that is away keeps nobody from a restart.
         let _turn = slot.turn.lock().await;
-        return match slot.enter(at, Stage::Staged)? {
-            Entry::Passed => Ok(()),
-            _ => slot.reach(Stage::Staged),
-        };
+        if slot.enter(at, Stage::Staged)? != Entry::Passed {
+            slot.reach(Stage::Staged)?;
+        }
+        return Ok(slot.images_of(machine.revision));
     }
     host.fits(slot, &machine.spec)?;
     // It may take long, and others are to get in meanwhile.
     let prepared = stage::prepare(host, slot, machine).await?;
     let _turn = slot.turn.lock().await;
-    if slot.enter(at, Stage::Staged)? == Entry::Passed {
-        return Ok(());
+    if slot.enter(at, Stage::Staged)? != Entry::Passed {
+        let ready = prepared.keep(slot).await?;
+        slot.change(|record| {
+            record.staged = Some(ready);
+            record.fence.reach(Stage::Staged);
+        })?;
+        tidy(slot);
     }
-    let ready = prepared.keep(slot).await?;
-    slot.change(|record| {
-        record.staged = Some(ready);
-        record.fence.reach(Stage::Staged);
-    })?;
-    tidy(slot);
-    Ok(())
+    Ok(slot.images_of(machine.revision))
 }
 
 /// Brings the machine down.
@@ -184,7 +188,7 @@ pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
     }
     let on = slot.settle(host.clock.now());
     let held = slot.held();
-    if held.as_ref().is_some_and(|held| held.now.machine == *machine) {
+    if held.as_ref().is_some_and(|held| held.now.meets(machine)) {
         return slot.reach(Stage::Applied);
     }
     if on {
@@ -193,8 +197,7 @@ pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
     // The files that were staged are the ones that come into force. Those from before need nothing from outside.
     let staged =
         slot.lock().record.staged.clone().filter(|staged| staged.machine.revision == machine.revision);
-    let before =
-        held.as_ref().and_then(|held| held.before.clone()).filter(|before| before.machine == *machine);
+    let before = held.as_ref().and_then(|held| held.before.clone()).filter(|before| before.meets(machine));
     let ready = match staged.or(before) {
         Some(ready) => ready,
         None => stage::prepare(host, slot, machine).await?.keep(slot).await?,

@@ -40,7 +40,7 @@ pub(super) struct Boot {
 }
 
 /// A disk with a container image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ImageDisk {
     /// Its serial number.
     pub(super) serial: String,

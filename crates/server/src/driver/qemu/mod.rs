@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use casemate_types::guest::Evidence;
+use casemate_types::guest::{Evidence, ImageRef};
 use casemate_types::ids::VmUuid;
 use casemate_types::wire::Sysinfo;
 use tokio::sync::Semaphore;
@@ -264,7 +264,7 @@ impl Driver for Qemu {
         Ok(self.host.facts(images.into_iter().map(|image| image.facts).collect()))
     }
 
-    async fn ensure_staged(&self, at: At, machine: &Machine) -> Result<()> {
+    async fn ensure_staged(&self, at: At, machine: &Machine) -> Result<Vec<ImageRef>> {
         let machine = machine.clone();
         self.host.carry(at, |host, slot| async move { calls::stage(&host, &slot, at, &machine).await }).await
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -37,12 +37,14 @@ struct Metadata {
     is_dev: bool,
 }
 
-/// The OS images of some folders. What a file was found to hash to is remembered for as long as the file does not change.
+/// The OS images of some folders.
 #[derive(Default)]
 pub(super) struct OsImages {
     folders: Vec<PathBuf>,
-    hashed: Mutex<BTreeMap<PathBuf, (Stamp, [u8; 32])>>,
 }
+
+/// What files were found to hash to, for as long as they do not change. Whoever asks: they are large.
+static HASHED: Mutex<BTreeMap<PathBuf, (Stamp, [u8; 32])>> = Mutex::new(BTreeMap::new());
 
 /// By which a changed file is known.
 type Stamp = (u64, u64, Option<Timestamp>);
@@ -52,7 +54,7 @@ impl OsImages {
     pub(super) fn new(folders: Vec<PathBuf>) -> Self {
         let folders =
             folders.into_iter().map(|folder| std::path::absolute(&folder).unwrap_or(folder)).collect();
-        Self { folders, hashed: Mutex::default() }
+        Self { folders }
     }
 
     /// Those that can be booted, by name. Folders that are none are named in the log.
@@ -67,7 +69,7 @@ impl OsImages {
                 {
                     continue;
                 }
-                match self.open(&folder.join(&name), &name) {
+                match open(&folder.join(&name), &name) {
                     Ok(image) => drop(found.insert(name, image)),
                     Err(error) => tracing::warn!(image = name, error, "an OS image cannot be used"),
                 }
@@ -93,81 +95,80 @@ impl OsImages {
             };
             return Err(format!("image `{name}` is not on this node: {all}"));
         };
-        self.open(&folder, name).map_err(|error| format!("image `{name}` cannot be used: {error}"))
+        open(&folder, name).map_err(|error| format!("image `{name}` cannot be used: {error}"))
     }
+}
 
-    fn open(&self, folder: &Path, name: &str) -> Result<OsImage, String> {
-        let read = |file: &str| {
-            std::fs::read(folder.join(file)).map_err(|error| format!("{file} cannot be read: {error}"))
-        };
-        let list = read("sha256sum.txt")?;
-        let text = std::str::from_utf8(&list).map_err(|_| "sha256sum.txt is no text")?;
-        let mut listed = BTreeMap::new();
-        for line in text.lines() {
-            let (digest, file) =
-                line.split_once(' ').ok_or_else(|| format!("sha256sum.txt has the line `{line}`"))?;
-            let file = file.trim_start_matches([' ', '*']).trim_start_matches("./");
-            if !is_name(file) {
-                return Err(format!("sha256sum.txt names `{file}`, which is no file of the image"));
-            }
-            if hex::encode(self.hash(&folder.join(file))?) != digest {
-                return Err(format!("{file} does not have the digest that sha256sum.txt has"));
-            }
-            listed.insert(file.to_owned(), folder.join(file));
+fn open(folder: &Path, name: &str) -> Result<OsImage, String> {
+    let read = |file: &str| {
+        std::fs::read(folder.join(file)).map_err(|error| format!("{file} cannot be read: {error}"))
+    };
+    let list = read("sha256sum.txt")?;
+    let text = std::str::from_utf8(&list).map_err(|_| "sha256sum.txt is no text")?;
+    let mut listed = BTreeMap::new();
+    for line in text.lines() {
+        let (digest, file) =
+            line.split_once(' ').ok_or_else(|| format!("sha256sum.txt has the line `{line}`"))?;
+        let file = file.trim_start_matches([' ', '*']).trim_start_matches("./");
+        if !is_name(file) {
+            return Err(format!("sha256sum.txt names `{file}`, which is no file of the image"));
         }
-        let path =
-            |file: &str| listed.get(file).cloned().ok_or_else(|| format!("{file} is not in sha256sum.txt"));
-        let metadata: Metadata = serde_json::from_slice(&read("metadata.json")?)
-            .map_err(|error| format!("metadata.json is not understood: {error}"))?;
-        let kernel_line = match (listed.contains_key("cmdline"), listed.contains_key("metadata.json")) {
-            (true, _) => String::from_utf8_lossy(&read("cmdline")?).trim().to_owned(),
-            (false, true) => metadata.cmdline,
-            (false, false) => return Err("the kernel's command line is not in sha256sum.txt".to_owned()),
-        };
-        let version: Option<Vec<u32>> = metadata.version.split('.').map(|part| part.parse().ok()).collect();
-        let version =
-            version.ok_or_else(|| format!("version `{}` is not made of numbers", metadata.version))?;
-        Ok(OsImage {
-            kernel: path(&metadata.kernel)?,
-            initrd: path(&metadata.initrd)?,
-            kernel_line,
-            facts: Image {
-                name: name.to_owned(),
-                version,
-                is_dev: metadata.is_dev,
-                os_image_hash: hex::encode(sha256(&list)),
-                requires_gpu: false,
-            },
-        })
+        if hex::encode(hash(&folder.join(file))?) != digest {
+            return Err(format!("{file} does not have the digest that sha256sum.txt has"));
+        }
+        listed.insert(file.to_owned(), folder.join(file));
     }
+    let path =
+        |file: &str| listed.get(file).cloned().ok_or_else(|| format!("{file} is not in sha256sum.txt"));
+    let metadata: Metadata = serde_json::from_slice(&read("metadata.json")?)
+        .map_err(|error| format!("metadata.json is not understood: {error}"))?;
+    let kernel_line = match (listed.contains_key("cmdline"), listed.contains_key("metadata.json")) {
+        (true, _) => String::from_utf8_lossy(&read("cmdline")?).trim().to_owned(),
+        (false, true) => metadata.cmdline,
+        (false, false) => return Err("the kernel's command line is not in sha256sum.txt".to_owned()),
+    };
+    let version: Option<Vec<u32>> = metadata.version.split('.').map(|part| part.parse().ok()).collect();
+    let version = version.ok_or_else(|| format!("version `{}` is not made of numbers", metadata.version))?;
+    Ok(OsImage {
+        kernel: path(&metadata.kernel)?,
+        initrd: path(&metadata.initrd)?,
+        kernel_line,
+        facts: Image {
+            name: name.to_owned(),
+            version,
+            is_dev: metadata.is_dev,
+            os_image_hash: hex::encode(sha256(&list)),
+            requires_gpu: false,
+        },
+    })
+}
 
-    fn hash(&self, path: &Path) -> Result<[u8; 32], String> {
-        use std::os::unix::fs::MetadataExt;
-        let failed = |error| format!("{} cannot be read: {error}", path.display());
-        let mut file = File::open(path).map_err(failed)?;
-        let meta = file.metadata().map_err(failed)?;
-        let changed = Timestamp::new(meta.ctime(), i32::try_from(meta.ctime_nsec()).unwrap_or_default()).ok();
-        let stamp = (meta.ino(), meta.len(), changed);
-        if let Some((known, hash)) = self.hashed().get(path)
-            && *known == stamp
-        {
-            return Ok(*hash);
-        }
-        let (mut digest, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
-        loop {
-            match file.read(&mut buffer).map_err(failed)? {
-                0 => break,
-                read => digest.update(&buffer[..read]),
-            }
-        }
-        let hash = digest.finalize().into();
-        self.hashed().insert(path.to_owned(), (stamp, hash));
-        Ok(hash)
+fn hash(path: &Path) -> Result<[u8; 32], String> {
+    use std::os::unix::fs::MetadataExt;
+    let failed = |error| format!("{} cannot be read: {error}", path.display());
+    let mut file = File::open(path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    let changed = Timestamp::new(meta.ctime(), i32::try_from(meta.ctime_nsec()).unwrap_or_default()).ok();
+    let stamp = (meta.ino(), meta.len(), changed);
+    if let Some((known, hash)) = hashed().get(path)
+        && *known == stamp
+    {
+        return Ok(*hash);
     }
+    let (mut digest, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut buffer).map_err(failed)? {
+            0 => break,
+            read => digest.update(&buffer[..read]),
+        }
+    }
+    let hash = digest.finalize().into();
+    hashed().insert(path.to_owned(), (stamp, hash));
+    Ok(hash)
+}
 
-    fn hashed(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, (Stamp, [u8; 32])>> {
-        self.hashed.lock().expect("nothing panics while holding it")
-    }
+fn hashed() -> MutexGuard<'static, BTreeMap<PathBuf, (Stamp, [u8; 32])>> {
+    HASHED.lock().expect("nothing panics while holding it")
 }
 
 /// A name that is one part of a path and nothing else.
@@ -212,6 +213,12 @@ pub(in crate::driver) mod tests {
         let list = std::fs::read(folder.path().join("one-0.1.0/sha256sum.txt")).unwrap();
         assert_eq!(image.facts.os_image_hash, hex::encode(sha256(&list)));
         assert_eq!(image.kernel_line, "console=ttyS0");
+        // Another look, by whoever, hashes nothing again.
+        let kernel = hashed().get(&image.kernel).unwrap().0;
+        hashed().insert(image.kernel.clone(), (kernel, [0; 32]));
+        let again = OsImages::new(vec![folder.path().into()]);
+        assert!(again.get("one-0.1.0").unwrap_err().contains("bzImage does not have the digest"));
+        hashed().remove(&image.kernel);
         std::fs::write(image.initrd, "another").unwrap();
         let error = images.get("one-0.1.0").unwrap_err();
         assert!(error.contains("initramfs.cpio does not have the digest"), "{error}");

@@ -43,15 +43,20 @@ pub(super) struct Ready {
 impl Ready {
     /// The disk of each different image.
     pub(super) fn disks(&self) -> Vec<ImageDisk> {
-        let serials: BTreeSet<&str> = self.images.iter().map(|image| image_serial(&image.digest)).collect();
-        let disk = |serial: &str| ImageDisk { serial: serial.to_owned(), file: image_file(serial) };
-        serials.into_iter().map(disk).collect()
+        let disk = |image: &ImageRef| ImageDisk {
+            serial: image_serial(&image.digest).to_owned(),
+            file: image_file(&image.digest),
+        };
+        let mut disks: Vec<ImageDisk> = self.images.iter().map(disk).collect();
+        disks.sort();
+        disks.dedup();
+        disks
     }
 }
 
-/// Name of the file with the image whose disk has this serial number.
-fn image_file(serial: &str) -> String {
-    format!("image-{serial}.squashfs")
+/// Name of the file with the image of this digest, in the folder of a machine that has it.
+pub(super) fn image_file(digest: &str) -> String {
+    format!("image-{}.squashfs", image_serial(digest))
 }
 
 /// Would a file of this name be a disk with an image?
@@ -95,6 +100,14 @@ pub(super) struct On {
     pub(super) process: Option<Process>,
     /// How it is being brought down, if it is.
     pub(super) going_down: Option<LastStop>,
+}
+
+impl Ready {
+    /// Is it what is wanted? Who does not say what the images mean takes them as they are here.
+    pub(super) fn meets(&self, wanted: &Machine) -> bool {
+        let same_images = wanted.images.is_empty() || wanted.images == self.images;
+        same_images && self.machine == Machine { images: self.machine.images.clone(), ..wanted.clone() }
+    }
 }
 
 impl Held {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use casemate_types::guest::{Phase, Report};
+use casemate_types::guest::{ImageRef, Phase, Report};
 use casemate_types::ids::{ComposeHash, InstanceId, VmUuid};
 use jiff::Timestamp;
 
@@ -157,6 +157,14 @@ impl Slot {
     /// Where its folder goes when it is removed.
     pub(super) fn trash(&self) -> PathBuf {
         self.folder.with_extension(TRASH)
+    }
+
+    /// What the images of a revision mean that is staged or in force here.
+    pub(super) fn images_of(&self, revision: u64) -> Vec<ImageRef> {
+        let state = self.lock();
+        let held = state.record.held.as_ref().map(|held| &held.now);
+        let known = state.record.staged.iter().chain(held).find(|ready| ready.machine.revision == revision);
+        known.map(|ready| ready.images.clone()).unwrap_or_default()
     }
 
     /// Does it have a machine?

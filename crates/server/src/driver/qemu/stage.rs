@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use casemate_types::compose::ComposeDoc;
+use casemate_types::compose::{ComposeDoc, ServiceSpec};
 use casemate_types::guest::{self, ImageRef};
 use tempfile::TempPath;
 
 use super::command::ImageDisk;
-use super::record::Ready;
+use super::record::{Ready, image_file};
 use super::slot::{Slot, lost, refuse};
 use super::{Host, files};
 use crate::cvm::spec::sha256;
@@ -46,18 +46,7 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
     {
         guest::check_env(&vars, &document.allowed_envs()).map_err(Error::Refused)?;
     }
-    let login = login(&document);
-    let mut images = Vec::<ImageRef>::new();
-    for service in &services {
-        if images.iter().any(|known| known.reference == service.image) {
-            continue;
-        }
-        let of_service = |why: String| format!("service `{}`: {why}", service.name);
-        let reference: Reference = service.image.parse().map_err(|why| Error::Refused(of_service(why)))?;
-        let digest =
-            fetch(host, &reference, login.as_ref()).await.map_err(of_service).map_err(Error::Refused)?;
-        images.push(ImageRef { reference: service.image.clone(), digest });
-    }
+    let images = images(host, slot, machine, &services, login(&document).as_ref()).await?;
     let ready = Ready {
         machine: machine.clone(),
         os_image_hash: os_image.facts.os_image_hash,
@@ -73,6 +62,38 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
     }
     let disks = disks(host, slot, &ready).await?;
     Ok(Prepared { ready, disks })
+}
+
+/// What the images of the services mean; they are in the store afterwards, or in the machine's folder already.
+async fn images(
+    host: &Host,
+    slot: &Slot,
+    machine: &Machine,
+    services: &[ServiceSpec],
+    login: Option<&Login>,
+) -> Result<Vec<ImageRef>> {
+    let mut images = Vec::<ImageRef>::new();
+    // What this machine was given before needs no registry.
+    let is_here = |image: &ImageRef| files::is_there(&slot.folder.join(image_file(&image.digest)));
+    for service in services {
+        if images.iter().any(|known| known.reference == service.image) {
+            continue;
+        }
+        let of_service = |why: String| format!("service `{}`: {why}", service.name);
+        let reference: Reference = service.image.parse().map_err(|why| Error::Refused(of_service(why)))?;
+        let settled = machine.images.iter().find(|settled| settled.reference == service.image);
+        images.push(match settled {
+            Some(settled) if is_here(settled) => settled.clone(),
+            _ => {
+                let digest = settled.map(|settled| settled.digest.clone()).or(reference.digest.clone());
+                let reference = Reference { digest, ..reference };
+                let digest =
+                    fetch(host, &reference, login).await.map_err(of_service).map_err(Error::Refused)?;
+                ImageRef { reference: service.image.clone(), digest }
+            }
+        });
+    }
+    Ok(images)
 }
 
 /// The digest of an image that is in the store afterwards. A registry that does not answer is asked again, and then it is an

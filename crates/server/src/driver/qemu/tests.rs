@@ -24,6 +24,7 @@ mod fake;
 mod faults;
 mod roots;
 mod sweep;
+mod tags;
 mod vm_faults;
 mod vm_real;
 

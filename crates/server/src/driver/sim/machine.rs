@@ -127,7 +127,7 @@ impl Held {
 
     /// What the node sees of it.
     pub(super) fn observe(&self, vm: VmUuid, generation: u64, site: &Site<'_>, now: Timestamp) -> Observed {
-        let Machine { spec, app_id: _, instance_id, revision, name: _ } = &self.machine;
+        let Machine { spec, app_id: _, instance_id, revision, name: _, images } = &self.machine;
         let inside = inside::read(&spec.compose.text);
         let guest = self.guest(now);
         let boot = self.boots.back();
@@ -157,7 +157,7 @@ impl Held {
                 .map(|boot| boot.containers.clone())
                 .unwrap_or_default(),
             ports: Vec::new(),
-            images: Vec::new(),
+            images: images.clone(),
             guest,
         }
     }

@@ -59,7 +59,14 @@ pub(in crate::driver) fn machine(revision: u64) -> Machine {
         instance_seed: [7; 20],
     };
     let app_id = AppId([9; 20]);
-    Machine { name: "demo-app".into(), app_id, instance_id: spec.instance_id(&app_id), revision, spec }
+    Machine {
+        name: "demo-app".into(),
+        app_id,
+        instance_id: spec.instance_id(&app_id),
+        revision,
+        spec,
+        images: vec![],
+    }
 }
 
 pub(in crate::driver) fn at(generation: u64) -> At {
@@ -108,7 +115,7 @@ impl Sim {
     }
 }
 
-fn refused(outcome: Result<()>) -> String {
+fn refused<T: std::fmt::Debug>(outcome: Result<T>) -> String {
     match outcome {
         Err(Error::Refused(why)) => why,
         other => panic!("{other:?} instead of a refusal"),
@@ -586,7 +593,7 @@ async fn work(sim: &Sim, generation: u64, pause: impl Fn() -> Duration) {
     while stage < 4 {
         sim.0.clock.sleep(pause()).await;
         let outcome = match stage {
-            0 => sim.ensure_staged(at, &machine).await,
+            0 => sim.ensure_staged(at, &machine).await.map(drop),
             1 => sim
                 .ensure_stopped(at, Stop::Graceful { timeout: pause(), then: AfterTimeout::Force })
                 .await

@@ -67,6 +67,8 @@ function show(approval) {
     at("custody").hidden = approval.kms.custody !== "operator";
     at("download").disabled = approval.app_compose === null;
     showDiff(approval.diff);
+    at("warnings").replaceChildren(...(approval.warnings || []).map((text) => make("li", text)));
+    at("warnings").hidden = !approval.warnings;
   }
   at("byline").textContent = "Asked for by " + approval.author + " on " + when(approval.created_at) + "."
     + (isOpen(approval) ? " Can be committed until " + when(approval.expires_at) + "." : "");

@@ -92,6 +92,7 @@ pub async fn approval_detail(app: &App, found: &Approval) -> Result<wire::Approv
         approval: approval(app, found),
         diff: target.iter().flat_map(|target| diff(cvm.app_id, &base, target)).chain(beside).collect(),
         problem,
+        warnings: target.as_ref().map(|target| plan::warnings(target, true)).unwrap_or_default(),
         app_compose: target.as_ref().map(|target| target.compose.text.to_string()),
         kms: kms::kms_info(app, &cvm.kms),
         chain_id: kms.chain_id,

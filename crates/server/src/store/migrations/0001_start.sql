@@ -200,7 +200,7 @@ CREATE TABLE revision (
   user_id       INTEGER,                       -- NULL: the server itself
   op            BLOB NOT NULL,
   created_at    INTEGER NOT NULL,
-  images        TEXT,                          -- JSON: what the images of its services were resolved to, once its node said so
+  images        TEXT,                          -- JSON: what the images of its services mean, settled when it was first staged
   PRIMARY KEY (cvm_id, number),
   -- What is said to be stored is stored, or the revision could never run.
   FOREIGN KEY (cvm_id, compose_hash) REFERENCES body,

@@ -218,7 +218,7 @@ async fn a_machine_whose_state_is_damaged_is_shown_and_can_be_removed_but_not_ov
         );
     }
     for outcome in [
-        rig.qemu().ensure_staged(at(2), &rig.machine(1)).await,
+        rig.qemu().ensure_staged(at(2), &rig.machine(1)).await.map(drop),
         rig.qemu().ensure_applied(at(2), &rig.machine(1)).await,
         rig.qemu().ensure_started(at(2)).await,
     ] {
@@ -383,7 +383,7 @@ async fn a_machine_that_dies_at_any_step_of_an_update_ends_up_new() {
                 process.kill().unwrap();
             }
             let outcome = match step {
-                "stage" => rig.qemu().ensure_staged(at(generation), &machine).await,
+                "stage" => rig.qemu().ensure_staged(at(generation), &machine).await.map(drop),
                 "stop" => rig.qemu().ensure_stopped(at(generation), Stop::Force).await.map(drop),
                 "apply" => rig.qemu().ensure_applied(at(generation), &machine).await,
                 "start" => rig.qemu().ensure_started(at(generation)).await,
@@ -586,7 +586,7 @@ async fn a_disk_that_is_gone_is_not_replaced_by_an_empty_one() {
             "{outcome:?}"
         );
     };
-    is_gone(rig.qemu().ensure_staged(at(2), &rig.machine(2)).await);
+    is_gone(rig.qemu().ensure_staged(at(2), &rig.machine(2)).await.map(drop));
     assert_eq!(until(&rig, |_| true).await, Observed { generation: 2, ..before }, "it was not touched");
     rig.qemu().ensure_stopped(at(3), Stop::Force).await.unwrap();
     is_gone(rig.qemu().ensure_applied(at(3), &rig.machine(2)).await);
