@@ -88,6 +88,7 @@ describe("a signer with the link", () => {
     const diff = await says("#diff");
     for (const shown of ["    image: nginx:alpine", `    image: nginx:1.29-alpine@sha256:${"ab".repeat(32)}`, "GREETING: good evening", "1 → 4", "2048 → 8192", "yes → no"])
       assert.ok(diff.includes(shown), `${shown} in ${diff}`);
+    assert.ok(await page.locator("#warnings").isHidden(), "its image is settled by a digest");
     // The environment is there by its names, and nothing of it elsewhere.
     for (const name of ["+FRESH", "−OLD", "TOKEN"]) assert.ok(diff.includes(name), `${name} in ${diff}`);
     assert.ok(!(await page.content()).includes(SECRET));
@@ -157,6 +158,13 @@ describe("a signer with the link", () => {
         await page.context().close();
       }
     }
+  });
+
+  test("is told which images the hash does not settle", async () => {
+    const { commitUrl } = await prepare({ docker_compose_file: BEFORE.replace("nginx:alpine", "nginx:1.29") });
+    const page = await open(commitUrl);
+    assert.match(await page.locator("#warnings").innerText(), /`web`: the compose hash covers only the name `nginx:1\.29`.* pin a digest/);
+    await isReadable(page);
   });
 
   test("is told what is wrong with a token", async () => {

@@ -79,9 +79,9 @@ const PROGRAM: casemate_cli::Program = casemate_cli::Program {
     #[cfg(not(feature = "server"))]
     key_in_folder: None,
     #[cfg(feature = "server")]
-    import_images: Some(nodes::import_images),
+    container_images: Some(nodes::container_images::HERE),
     #[cfg(not(feature = "server"))]
-    import_images: None,
+    container_images: None,
 };
 
 fn main() -> ExitCode {

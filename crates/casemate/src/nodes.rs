@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use casemate_server::app::{LocalKeys, NewNode};
 use casemate_server::clock::Clock;
@@ -30,6 +31,7 @@ pub(crate) struct QemuOptions {
     accel: Accel,
     program: Option<PathBuf>,
     os_images: Option<PathBuf>,
+    image_keep: Option<Duration>,
 }
 
 impl FromStr for QemuOptions {
@@ -42,9 +44,15 @@ impl FromStr for QemuOptions {
                 Some(("accel", value)) => options.accel = value.parse()?,
                 Some(("program", value)) => options.program = Some(value.into()),
                 Some(("os-images", value)) => options.os_images = Some(value.into()),
+                Some(("image-keep", value)) => {
+                    let days: u64 = value.parse().ok().filter(|days| *days <= 3650).ok_or_else(|| {
+                        format!("image-keep: `{value}` should be a number of days, at most 3650")
+                    })?;
+                    options.image_keep = Some(Duration::from_hours(24 * days));
+                }
                 _ => {
                     return Err(format!(
-                        "`{option}` should be accel=auto, accel=kvm, accel=tcg, os-images=DIR or program=PATH"
+                        "`{option}` should be accel=auto, accel=kvm, accel=tcg, image-keep=DAYS, os-images=DIR or program=PATH"
                     ));
                 }
             }
@@ -60,6 +68,7 @@ impl QemuOptions {
             accel: self.accel,
             program: self.program.clone().unwrap_or(usual.program),
             os_images: self.os_images.clone().map_or(usual.os_images, |folder| vec![folder]),
+            image_keep: self.image_keep.unwrap_or(usual.image_keep),
             ..usual
         }
     }
@@ -153,16 +162,49 @@ impl Nodes {
     }
 }
 
-/// Brings container images into the data folder of a server.
+/// What can be done with the container images in the data folder of a server.
 #[cfg(feature = "client")]
-pub(crate) fn import_images(from: casemate_cli::ImagesFrom) -> Result<Vec<(String, String)>, String> {
-    use casemate_server::driver::images::{ImageStore, Reference};
+pub(crate) mod container_images {
+    use std::path::Path;
+    use std::time::Duration;
 
-    let name = from.name.map(|name| name.parse::<Reference>()).transpose()?;
-    let folder = QemuConfig::in_data(&from.data).images;
-    let store = ImageStore::open(folder.clone()).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let images = store.import(&from.path, name.as_ref()).map_err(|error| error.to_string())?;
-    Ok(images.into_iter().map(|(name, digest)| (name.to_string(), digest)).collect())
+    use casemate_cli::{Collect, ContainerImages, Freed, ImagesFrom};
+    use casemate_server::clock::Clock;
+    use casemate_server::driver::images::{self, ImageStore, Mode, Reference};
+    use casemate_server::driver::qemu::QemuConfig;
+
+    pub(crate) const HERE: ContainerImages = ContainerImages { import, remove, collect };
+
+    fn store(data: &Path) -> Result<ImageStore, String> {
+        open(QemuConfig::in_data(data))
+    }
+
+    fn open(config: QemuConfig) -> Result<ImageStore, String> {
+        let failed = |error| format!("{}: {error}", config.images.display());
+        config.image_store(Clock::system()).map_err(failed)
+    }
+
+    fn import(from: ImagesFrom) -> Result<Vec<(String, String)>, String> {
+        let name = from.name.map(|name| name.parse::<Reference>()).transpose()?;
+        let images = store(&from.data)?.import(&from.path, name.as_ref());
+        let images = images.map_err(|error| error.to_string())?;
+        Ok(images.into_iter().map(|(name, digest)| (name.to_string(), digest)).collect())
+    }
+
+    fn remove(data: &Path, name: &str) -> Result<Freed, String> {
+        told(store(data)?.remove(&name.parse()?))
+    }
+
+    fn collect(data: &Path, what: Collect) -> Result<Freed, String> {
+        let image_keep = Duration::from_hours(24 * u64::from(what.keep_days));
+        let store = open(QemuConfig { image_keep, ..QemuConfig::in_data(data) })?;
+        told(store.collect(if what.dry_run { Mode::DryRun } else { Mode::Do }))
+    }
+
+    fn told(freed: images::Result<images::Freed>) -> Result<Freed, String> {
+        let images::Freed { bytes, names } = freed.map_err(|error| error.to_string())?;
+        Ok(Freed { bytes, names })
+    }
 }
 
 #[cfg(test)]
@@ -179,7 +221,18 @@ mod tests {
             QemuOptions { accel: Accel::Tcg, os_images: Some("a/b".into()), ..QemuOptions::default() };
         assert_eq!(nodes("qemu,accel=tcg,os-images=a/b"), Ok(Nodes::Qemu(options)));
         assert_eq!(nodes("qemu"), Ok(Nodes::Qemu(QemuOptions::default())));
-        for text in ["", "sim:0", "sim:101", "qemu:1", "qemus", "qemu,accel=xen", "qemu,other=1"] {
+        let kept = QemuOptions { image_keep: Some(Duration::from_hours(48)), ..QemuOptions::default() };
+        assert_eq!(nodes("qemu,image-keep=2"), Ok(Nodes::Qemu(kept)));
+        for text in [
+            "qemu,image-keep=2d",
+            "",
+            "sim:0",
+            "sim:101",
+            "qemu:1",
+            "qemus",
+            "qemu,accel=xen",
+            "qemu,other=1",
+        ] {
             assert!(nodes(text).is_err(), "{text}");
         }
     }

@@ -92,15 +92,44 @@ pub struct Program {
     pub commands: fn() -> clap::Command,
     /// Makes an API key in the data folder of a server that is not running; `None` in a program without a server.
     pub key_in_folder: Option<KeyInFolder>,
-    /// Brings container images into a server's data folder, if the program has a server.
-    pub import_images: Option<ImportImages>,
+    /// What can be done with the container images in a server's data folder, if the program has a server.
+    pub container_images: Option<ContainerImages>,
 }
 
 /// Makes a key in a data folder.
 pub type KeyInFolder = fn(FolderKey) -> MadeKey;
 
-/// Brings container images into a data folder; their names and digests.
-pub type ImportImages = fn(ImagesFrom) -> Result<Vec<(String, String)>, String>;
+/// What can be done with the container images in a data folder. The server may be running; what goes wrong is told in words.
+#[derive(Clone, Copy)]
+pub struct ContainerImages {
+    /// Brings images in; their names and digests.
+    pub import: fn(ImagesFrom) -> Result<Imported, String>,
+    /// Takes the name of an image away, and what nothing needs without it.
+    pub remove: fn(&std::path::Path, &str) -> Result<Freed, String>,
+    /// Removes what nothing needs and nobody has used lately.
+    pub collect: fn(&std::path::Path, Collect) -> Result<Freed, String>,
+}
+
+/// Names, and the digests of what they mean now.
+pub type Imported = Vec<(String, String)>;
+
+/// What is to be removed.
+#[derive(Clone, Copy, Debug)]
+pub struct Collect {
+    /// Nothing that was used in so many days.
+    pub keep_days: u32,
+    /// Only say what it would be.
+    pub dry_run: bool,
+}
+
+/// What was removed, or would be.
+#[derive(Debug, serde::Serialize)]
+pub struct Freed {
+    /// How many bytes are free again.
+    pub bytes: u64,
+    /// The names that mean nothing any more.
+    pub names: Vec<String>,
+}
 
 /// Container images, and the data folder that they are for.
 #[derive(Debug)]

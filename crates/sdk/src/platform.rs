@@ -200,6 +200,8 @@ pub enum Fault {
     BootFail,
     /// The node refuses calls.
     Refuse,
+    /// The node's own disk is full.
+    DiskFull,
     /// The node does not answer.
     Unreachable,
     /// Guests take so many seconds to shut down.
@@ -223,6 +225,7 @@ impl Fault {
         match self {
             Self::BootFail => ("boot-fail", None),
             Self::Refuse => ("refuse", None),
+            Self::DiskFull => ("disk-full", None),
             Self::Unreachable => ("unreachable", None),
             Self::SlowStop(seconds) => ("slow-stop", Some(*seconds)),
             Self::StopHangs => ("stop-hangs", None),
@@ -235,7 +238,7 @@ impl Fault {
     }
 
     /// How the faults are written.
-    const FORMS: &str = "boot-fail, refuse, unreachable, slow-stop=SECONDS, stop-hangs, crash, lie, vanish, answer-lost, slow=SECONDS";
+    const FORMS: &str = "boot-fail, refuse, disk-full, unreachable, slow-stop=SECONDS, stop-hangs, crash, lie, vanish, answer-lost, slow=SECONDS";
 }
 
 impl std::str::FromStr for Fault {
@@ -245,6 +248,7 @@ impl std::str::FromStr for Fault {
         Ok(match text {
             "boot-fail" => Self::BootFail,
             "refuse" => Self::Refuse,
+            "disk-full" => Self::DiskFull,
             "unreachable" => Self::Unreachable,
             "stop-hangs" => Self::StopHangs,
             "crash" => Self::Crash,

@@ -6,13 +6,13 @@ use casemate_sdk::wire::{OsImage, OsImageGroup};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::ImagesFrom;
 use crate::context::Context;
 use crate::error::{AboutExt, Failure, Result};
 use crate::human::{self, NOTHING, yes_no};
 use crate::output::{Col, table};
+use crate::{ContainerImages, Freed, ImagesFrom};
 
-/// List OS images; import container images
+/// List OS images; import and remove container images
 #[derive(Args)]
 pub struct Images {
     #[command(subcommand)]
@@ -24,6 +24,8 @@ enum Command {
     #[command(visible_alias = "ls")]
     List(List),
     Import(Import),
+    Rm(Remove),
+    Gc(Collect),
 }
 
 /// Import container images for the machines of this host
@@ -41,6 +43,37 @@ pub(crate) struct Import {
     /// What to call the image [default: the names that come with it]
     #[arg(long = "as", value_name = "NAME:TAG")]
     name: Option<String>,
+    /// Data folder of the server
+    #[arg(long, value_name = "DIR", default_value = ".casemate")]
+    data: PathBuf,
+}
+
+/// Remove a container image
+///
+/// Its name is gone, and what nothing else needs. Machines that have it go on, and can be started again. One that a registry
+/// has is pulled again when a compose file names it.
+#[derive(Args)]
+pub(crate) struct Remove {
+    /// Its name, as `images import` shows it
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Data folder of the server
+    #[arg(long, value_name = "DIR", default_value = ".casemate")]
+    data: PathBuf,
+}
+
+/// Remove container images that nothing needs
+///
+/// What was imported stays, and what a machine has, and what was used lately. A server does the same once a day, and when it
+/// runs out of room.
+#[derive(Args)]
+pub(crate) struct Collect {
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// Keep what was used in so many days
+    #[arg(long, value_name = "DAYS", default_value_t = 7)]
+    keep: u32,
     /// Data folder of the server
     #[arg(long, value_name = "DIR", default_value = ".casemate")]
     data: PathBuf,
@@ -64,6 +97,8 @@ impl Images {
     pub(crate) async fn run(self, cx: &Context) -> Result<()> {
         let list = match self.command {
             Some(Command::Import(import)) => return import.run(cx),
+            Some(Command::Rm(remove)) => return remove.run(cx),
+            Some(Command::Gc(collect)) => return collect.run(cx),
             Some(Command::List(list)) => list,
             None => List::default(),
         };
@@ -82,12 +117,8 @@ impl Images {
 
 impl Import {
     fn run(self, cx: &Context) -> Result<()> {
-        let Some(import) = cx.program.import_images else {
-            let text = "this program is only a client";
-            return Err(Failure::usage(text).hint("use the `casemate` that serves the folder"));
-        };
         let from = ImagesFrom { data: self.data, path: self.path, name: self.name };
-        let images = import(from).map_err(Failure::failed)?;
+        let images = (here(cx)?.import)(from).map_err(Failure::failed)?;
         let shown: Vec<_> =
             images.iter().map(|(name, digest)| json!({ "name": name, "digest": digest })).collect();
         cx.out.result(&shown, |_| {
@@ -95,6 +126,40 @@ impl Import {
             lines.join("\n")
         })
     }
+}
+
+impl Remove {
+    fn run(self, cx: &Context) -> Result<()> {
+        let here = here(cx)?;
+        cx.out.confirm(&format!("Remove {}?", self.name))?;
+        let freed = (here.remove)(&self.data, &self.name).map_err(Failure::failed)?;
+        cx.out.result(&freed, |freed| told(freed, "removed"))
+    }
+}
+
+impl Collect {
+    fn run(self, cx: &Context) -> Result<()> {
+        let what = crate::Collect { keep_days: self.keep, dry_run: self.dry_run };
+        let freed = (here(cx)?.collect)(&self.data, what).map_err(Failure::failed)?;
+        cx.out.result(&freed, |freed| told(freed, if self.dry_run { "would go" } else { "removed" }))
+    }
+}
+
+fn here(cx: &Context) -> Result<ContainerImages> {
+    cx.program.container_images.ok_or_else(|| {
+        let text = "this program is only a client";
+        Failure::usage(text).hint("use the `casemate` that serves the folder")
+    })
+}
+
+fn told(freed: &Freed, done: &str) -> String {
+    let names = freed.names.iter().map(|name| format!("{done}: {name}\n"));
+    format!(
+        "{}{} bytes {}",
+        names.collect::<String>(),
+        freed.bytes,
+        if done == "removed" { "freed" } else { "would be freed" }
+    )
 }
 
 fn hash(hash: Option<&String>) -> String {

@@ -148,7 +148,7 @@ fn room(nodes: &[wire::Teepod]) -> String {
 
 /// Set a fault on a simulated node, to rehearse what then happens
 ///
-/// boot-fail: guests do not boot. refuse: the node refuses calls. unreachable: it does not answer. slow=SECONDS: calls take that
+/// boot-fail: guests do not boot. refuse: the node refuses calls. disk-full: it has no room. unreachable: it does not answer. slow=SECONDS: calls take that
 /// long. slow-stop=SECONDS: guests take that long to shut down. stop-hangs: they never do when asked. crash: machines end by
 /// themselves. vanish: machines are gone. lie: the node claims to have done what it has not. answer-lost: it does what it is
 /// told, and its answer is lost. Only a development server has such nodes.
@@ -160,7 +160,7 @@ pub(crate) struct PlanFault {
     /// The node, by name or number
     #[arg(value_name = "NODE")]
     node: String,
-    /// boot-fail, refuse, unreachable, slow=SECONDS, slow-stop=SECONDS, stop-hangs, crash, vanish, lie or answer-lost
+    /// boot-fail, refuse, disk-full, unreachable, slow=SECONDS, slow-stop=SECONDS, stop-hangs, crash, vanish, lie or answer-lost
     #[arg(value_name = "FAULT", required_unless_present = "clear")]
     fault: Option<Fault>,
     /// Only the next time

@@ -170,7 +170,7 @@ mod tests {
 
     fn context() -> Context {
         let program =
-            crate::Program { commands: clap::Command::default, key_in_folder: None, import_images: None };
+            crate::Program { commands: clap::Command::default, key_in_folder: None, container_images: None };
         Context::with(Options::default(), Environment::default(), program)
     }
 

@@ -56,6 +56,8 @@ fn common_lines_are_taken() {
         "nodes fault sim-1 --clear",
         "images",
         "images list --cvm web-1",
+        "images rm web:1 --data data",
+        "images gc --dry-run --keep 3",
         "keys create --data /var/lib/casemate --workspace main",
         "completion bash",
     ] {

@@ -19,6 +19,8 @@ pub enum Fault {
     },
     /// The node refuses stage and apply.
     Refuse,
+    /// The node's own disk is full: stage, apply and start find no room.
+    DiskFull,
     /// The node does not answer at all.
     Unreachable,
     /// A graceful stop takes this many seconds.

@@ -96,6 +96,11 @@ pub enum Stopped {
     Off,
     /// The guest did not go down in time and was left alone.
     StillRunning,
+    /// It cannot go down, since its process stands still ([`Guest::Frozen`]), and was left alone without waiting.
+    Frozen {
+        /// Since when, as far as the node has noticed.
+        since: Timestamp,
+    },
 }
 
 /// Abilities that not every kind of node has.
@@ -109,8 +114,8 @@ pub struct Abilities {
     pub ports: bool,
 }
 
-/// Why a call did not do what it was asked. Three kinds, since three things can be done about it, and `Stale`, which ends
-/// the caller.
+/// Why a call did not do what it was asked. Four kinds, since four things can be done about it, and `Stale`, which ends the
+/// caller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
     /// The node says no and will say no again. Nothing was changed by this call.
@@ -122,6 +127,9 @@ pub enum Error {
     /// No answer. The call may have taken effect.
     #[error("the node is not reachable: {0}")]
     Unreachable(String),
+    /// The node's own disk is full. Nothing was changed by this call, and it does it as soon as somebody has made room.
+    #[error("the node has no room: {0}")]
+    NoRoom(String),
     /// A newer operation has been here.
     #[error("generation {seen} has been here")]
     Stale {
@@ -306,8 +314,28 @@ pub enum Guest {
         /// The guest's words.
         error: String,
     },
+    /// It is on, and somebody has stopped its process with a signal: it does nothing until it is let go on.
+    Frozen {
+        /// Since when, as far as the node has noticed.
+        since: Timestamp,
+    },
     /// It went down by itself.
     Exited,
+}
+
+impl Guest {
+    /// Is it on, and not said to be of no use?
+    pub fn is_on(&self) -> bool {
+        match self {
+            Self::Booting { .. } | Self::Done | Self::Frozen { .. } => true,
+            Self::Off | Self::Failed { .. } | Self::Exited => false,
+        }
+    }
+}
+
+/// What people are told of a machine that is [`Guest::Frozen`].
+pub fn stands_still(since: Timestamp) -> String {
+    format!("its process on the node is stopped by a signal since {since:.0}, and goes on with SIGCONT")
 }
 
 /// How a machine last went down.

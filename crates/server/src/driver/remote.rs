@@ -446,6 +446,7 @@ mod tests {
         let faults = [
             Fault::BootFail { image: Some("dstack-0.5.5".into()), env: None },
             Fault::Refuse,
+            Fault::DiskFull,
             Fault::SlowStop { seconds: 9 },
             Fault::StopHangs,
             Fault::Lie,
@@ -455,7 +456,7 @@ mod tests {
             remote.plan(Planned { fault, once: true, vm: Some(at(1).vm) }).await.unwrap();
         }
         assert_eq!(remote.planned().await, Ok(sim.faults()));
-        assert_eq!(sim.faults().len(), 6);
+        assert_eq!(sim.faults().len(), 7);
         remote.clear().await.unwrap();
         assert_eq!(sim.faults(), []);
         let facts = NodeFacts { images: vec![], ..config().facts };

@@ -22,8 +22,8 @@ const SLOWEST: u64 = 24 * 3600;
 /// Plan a fault
 ///
 /// From now on this goes wrong on the node; with `once` only the next time, with `cvm` only for this CVM. `fault` is one of
-/// `boot-fail` (with `image` or `env` only for machines that have it), `refuse`, `unreachable`, `slow-stop` and `slow` (with
-/// `seconds`), `stop-hangs`, `crash`, `lie`, `vanish`, `answer-lost`.
+/// `boot-fail` (with `image` or `env` only for machines that have it), `refuse`, `disk-full`, `unreachable`, `slow-stop` and `slow`
+/// (with `seconds`), `stop-hangs`, `crash`, `lie`, `vanish`, `answer-lost`.
 #[utoipa::path(post, path = "/dev/nodes/{node}/faults", tag = "dev", params(("node" = String, Path, description = "The node's number or name.")), request_body = Object,
     responses((status = 201, description = "Planned", body = Object)))]
 pub async fn fault_plan(
@@ -150,6 +150,7 @@ fn fault(word: Option<String>, image: Option<String>, env: Option<String>, secon
     let known = [
         Fault::BootFail { image, env },
         Fault::Refuse,
+        Fault::DiskFull,
         Fault::Unreachable,
         Fault::SlowStop { seconds },
         Fault::StopHangs,

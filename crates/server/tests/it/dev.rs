@@ -36,6 +36,7 @@ async fn every_fault_has_a_word_and_can_be_cleared() {
     let words = [
         "boot-fail",
         "refuse",
+        "disk-full",
         "unreachable",
         "slow-stop",
         "stop-hangs",

@@ -112,6 +112,49 @@ async fn a_node_that_goes_away_after_the_stop_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_without_room_says_so_before_the_stop_and_is_waited_for_after_it() {
+    let world = World::start().await;
+    let cvm = world.deploy("web-one", "web:1").await;
+    plan(&world, Fault::DiskFull, false);
+    let id = world.accept_update(&cvm, new_image()).await;
+    world.settle().await;
+    let (code, message, put_back) = failed(&world.operation(id));
+    assert_eq!((code, put_back, message.as_str()), (FailCode::Refused, None, "it was told to have none"));
+    assert_eq!((world.cvm(&cvm).status, seen(&world, &cvm).await.boot_count), (Status::Running, 1));
+    // From the stop on, it goes on by itself, and somebody can end it.
+    for stopped in [false, true] {
+        world.sim.clear().expect("cleared");
+        let id = world
+            .accept_update(
+                &cvm,
+                CvmPatch { memory: Sparse::Value(if stopped { 8192 } else { 4096 }), ..CvmPatch::default() },
+            )
+            .await;
+        plan(&world, Fault::SlowStop { seconds: 5 }, true);
+        let app = world.app.clone();
+        let work = world.claim(1).await.pop().expect("is due");
+        let worker = tokio::spawn(async move { carry(&app, work, &NoProbe).await });
+        world.clock.sleep(std::time::Duration::from_secs(1)).await;
+        plan(&world, Fault::DiskFull, false);
+        worker.await.expect("the worker does not panic");
+        for _ in 0..200 {
+            one_round(&world).await;
+            world.clock.sleep(std::time::Duration::from_secs(10)).await;
+        }
+        let waiting_for = world.operation(id).waiting_for;
+        assert_eq!(waiting_for.as_deref(), Some("room on node sim-1: it was told to have none"));
+        if stopped {
+            power::stop(&world.app, world.cvm(&cvm), world.author()).await.expect("accepted");
+        }
+        world.sim.clear().expect("cleared");
+        world.settle().await;
+        let ended = if stopped { ("cancelled", Status::Stopped) } else { ("succeeded", Status::Running) };
+        assert_eq!((world.operation(id).state.name(), world.cvm(&cvm).status), ended);
+    }
+    world.assert_accounts().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_update_that_does_not_boot_is_put_back_and_says_why() {
     let world = World::start().await;
     let cvm = world.deploy("web-one", "web:1").await;

@@ -26,6 +26,7 @@ use casemate_types::compose::ComposeDoc;
 use casemate_types::ids::OperationId;
 use casemate_types::patch::{CvmCreate, CvmPatch, CvmProvision, Sparse};
 use casemate_types::version::ApiVersion;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ use self::parts::{Clock, sha256};
 #[path = "../../src/driver/qemu/tests/fake.rs"]
 #[expect(clippy::unwrap_used, reason = "it is for tests alone, and shared with those of the library")]
 mod fake;
+mod frozen;
 mod vm_real;
 
 /// What the fake takes from here.
@@ -57,6 +59,12 @@ const MARK: &str = "socket,id=qmp,path=qmp.sock,server=on,wait=off";
 
 /// How long anything here may take, also where others work beside it.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Ports that no other test gets which runs beside this one, as far as can be helped.
+pub(crate) fn ports() -> std::ops::Range<u16> {
+    let process = u16::try_from(std::process::id() % 180).expect("a small number");
+    20_000 + process * 50..30_000
+}
 
 /// A web server with a volume.
 fn compose(image: &str) -> String {
@@ -150,6 +158,7 @@ impl Host {
             accel: Accel::Tcg,
             os_images: vec![self.os_images.clone()],
             capacity: Some(Booking { vcpu: 16, memory_mb: 65_536, disk_gb: 1024, gpus: 0 }),
+            ports: ports(),
             pace: Pace { booting: self.look, up: 2 * self.look, back_off: self.back_off, ..Pace::default() },
             ..QemuConfig::in_data(self.folder.path())
         }
@@ -223,10 +232,14 @@ fn processes(folder: &Path) -> Vec<PathBuf> {
 
 /// Ends them.
 fn crash(folder: &Path) {
+    send(folder, Signal::KILL);
+}
+
+/// Sends them a signal.
+fn send(folder: &Path, signal: Signal) {
     for process in processes(folder) {
-        let pid = process.file_name().and_then(|name| name.to_str()?.parse().ok());
-        let pid = pid.and_then(rustix::process::Pid::from_raw);
-        let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+        let pid = process.file_name().and_then(|name| name.to_str()?.parse().ok()).and_then(Pid::from_raw);
+        let _ = pid.map(|pid| kill_process(pid, signal));
     }
 }
 
@@ -584,7 +597,7 @@ fn digests(app: &App, cvm_id: i64, revision: u64) -> Vec<String> {
 
 /// `web:1` is an image that it never was before, for whoever asks next.
 fn move_tag(folder: &Path) {
-    let store = casemate_server::driver::images::ImageStore::open(folder.join("images")).expect("opens");
+    let store = QemuConfig::in_data(folder).image_store(Clock::system()).expect("opens");
     let layout = tempfile::tempdir().expect("a temporary folder");
     std::fs::create_dir_all(layout.path().join("blobs/sha256")).expect("made");
     let put = |text: String| {
@@ -592,7 +605,7 @@ fn move_tag(folder: &Path) {
         std::fs::write(layout.path().join("blobs/sha256").join(&digest), &text).expect("written");
         json!({ "mediaType": "", "digest": format!("sha256:{digest}"), "size": text.len() })
     };
-    let config = put(json!({ "config": { "Cmd": [store.list().expect("reads")] } }).to_string());
+    let config = put(json!({ "config": { "Cmd": [format!("{:?}", store.list())] } }).to_string());
     let manifest = put(json!({ "schemaVersion": 2, "config": config, "layers": [] }).to_string());
     let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
     std::fs::write(layout.path().join("index.json"), index.to_string()).expect("written");

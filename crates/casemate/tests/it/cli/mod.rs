@@ -5,6 +5,7 @@
 mod chain;
 mod demo;
 mod errors;
+mod images;
 mod journeys;
 mod json;
 mod make_dev;

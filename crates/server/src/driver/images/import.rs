@@ -31,6 +31,9 @@ impl ImageStore {
     pub fn import(&self, path: &Path, name: Option<&Reference>) -> Result<Vec<(Reference, String)>> {
         let named =
             |error: std::io::Error| Error::Refused(format!("{} cannot be read: {error}", path.display()));
+        // Until it has a name, nothing shows that it is of use.
+        let mut using = self.using();
+        using.everything()?;
         if path.is_dir() {
             return self.import_folder(path, name);
         }
@@ -72,10 +75,10 @@ impl ImageStore {
             return Err(refused("its images have no names; give one with --as NAME:TAG"));
         }
         for (reference, digest) in &named {
-            if self.whole(reference, digest, |blob| self.given(blob, &[Giver::import()]))?.is_none() {
-                return Err(refused(format!("image `{reference}` is not whole")));
-            }
+            let image = self.whole(reference, digest, |blob| self.given(blob, &[Giver::import()]))?;
+            let image = image.ok_or_else(|| refused(format!("image `{reference}` is not whole")))?;
             self.name(&Reference { digest: None, ..reference.clone() }, digest, Origin::Imported)?;
+            self.touch(&image);
         }
         Ok(named)
     }

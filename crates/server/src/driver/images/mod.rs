@@ -4,6 +4,7 @@
 //! A blob gets its name only when all of it is there and hashes to that name, so whatever has a name is right unless the disk
 //! damages it later; [`ImageStore::disk`] hashes again what goes to a machine.
 
+mod gc;
 mod import;
 mod manifest;
 mod pull;
@@ -11,12 +12,11 @@ mod reference;
 mod root;
 mod store;
 
+pub use self::gc::{Freed, Mode, Using};
 pub use self::pull::Login;
 pub use self::reference::Reference;
 pub use self::root::UNPACKER;
-#[cfg(test)]
-pub(in crate::driver) use self::root::room;
-pub use self::store::ImageStore;
+pub use self::store::{Held, ImageStore, KEEP, Rules};
 
 /// Why an image is not to be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,10 +34,17 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::StorageFull {
+            return Self::Refused(format!(
+                "the disk of the store of container images is full: {error}; make room there, or remove images: casemate images gc"
+            ));
+        }
         Self::Later(format!("the store of container images: {error}"))
     }
 }
 
+#[cfg(test)]
+mod gc_tests;
 #[cfg(test)]
 mod pull_tests;
 #[cfg(test)]

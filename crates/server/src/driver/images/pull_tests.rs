@@ -20,13 +20,19 @@ use serde_json::json;
 
 /// What a registry has and was asked.
 #[derive(Default)]
-struct Registry {
+pub(super) struct Registry {
     blobs: Mutex<HashMap<String, Vec<u8>>>,
     tags: Mutex<HashMap<String, String>>,
     /// Nobody gets in without it.
     login: Mutex<Option<String>>,
     /// It has more important things to do.
     down: AtomicBool,
+    /// It has too many requests until so many more that ask for no body, and says for how many seconds.
+    busy: Mutex<Option<(u32, &'static str)>>,
+    /// Blobs never end.
+    endless: AtomicBool,
+    /// Blobs end before their end.
+    cut: AtomicBool,
     asked: Mutex<Vec<String>>,
 }
 
@@ -41,7 +47,7 @@ impl Registry {
     }
 
     /// Now the tag means another image, of the same layers.
-    fn move_tag(&self, name: &str) -> String {
+    pub(super) fn move_tag(&self, name: &str) -> String {
         let mut blobs = self.blobs.lock().unwrap();
         let mut manifest: serde_json::Value = serde_json::from_slice(&blobs[&self.tag(name)]).unwrap();
         manifest["annotations"] = json!({ "moved": blobs.len() });
@@ -57,6 +63,10 @@ async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Resp
     let path = request.uri().path().to_owned();
     if registry.down.load(Ordering::SeqCst) {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    if let Some((left @ 1.., seconds)) = &mut *registry.busy.lock().unwrap() {
+        *left -= u32::from(request.method() == axum::http::Method::HEAD);
+        return (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, *seconds)]).into_response();
     }
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let login = registry.login.lock().unwrap().clone();
@@ -76,6 +86,12 @@ async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Resp
             let digest = (HeaderName::from_static("docker-content-digest"), digest);
             ([(header::CONTENT_TYPE, MANIFEST.to_owned()), digest], blob).into_response()
         }
+        Some(blob) if registry.endless.load(Ordering::SeqCst) => {
+            let rest = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![0_u8; 1 << 16]));
+            let first = futures_util::stream::iter([Ok(blob)]);
+            axum::body::Body::from_stream(futures_util::StreamExt::chain(first, rest)).into_response()
+        }
+        Some(blob) if registry.cut.load(Ordering::SeqCst) => blob[..blob.len() / 2].to_vec().into_response(),
         Some(blob) => blob.into_response(),
         None => {
             (StatusCode::NOT_FOUND, r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"","detail":{}}]}"#)
@@ -85,7 +101,7 @@ async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Resp
 }
 
 /// A registry with the image `web:1`, changed as wanted; its host.
-async fn serve(change: impl FnOnce(&mut Registry)) -> (String, Arc<Registry>) {
+pub(super) async fn serve(change: impl FnOnce(&mut Registry)) -> (String, Arc<Registry>) {
     let folder = tempfile::tempdir().unwrap();
     layout(folder.path(), &["web:1"]);
     let mut registry = Registry { blobs: Mutex::new(blobs(folder.path())), ..Registry::default() };
@@ -113,7 +129,7 @@ fn store() -> (ImageStore, tempfile::TempDir) {
     (ImageStore::open(folder.path().join("store")).unwrap(), folder)
 }
 
-fn reference(host: &str, rest: &str) -> Reference {
+pub(super) fn reference(host: &str, rest: &str) -> Reference {
     format!("{host}/me/web{rest}").parse().unwrap()
 }
 
@@ -307,4 +323,77 @@ async fn a_login_is_for_its_registry_alone() {
         assert!(matches!(&error, Error::Refused(why) if why.contains("does not give it")), "{error:?}");
     }
     store.ensure(&tagged, Some(&login(&format!("http://{host}/v2/")))).await.unwrap();
+}
+
+/// Nothing of an image came into the store.
+fn is_empty(store: &ImageStore) -> bool {
+    let blobs = std::fs::read_dir(store.folder.join("blobs/sha256")).unwrap().count();
+    let halves = std::fs::read_dir(store.folder.join("tmp")).unwrap().count();
+    // The manifest came first, and was right.
+    store.list().unwrap().is_empty() && blobs <= 1 && halves == 0
+}
+
+#[tokio::test]
+async fn a_blob_that_is_not_what_it_should_be_is_refused_and_leaves_nothing() {
+    // Of the right size and other bytes; without an end; with more bytes; with fewer, which may be better next time.
+    type Change = fn(&mut Registry);
+    let changes: [(Change, &str, bool); 4] = [
+        (|registry| change_blobs(registry, |blob| blob[0] ^= 1), "gave something else for blob", true),
+        (|registry| registry.endless = AtomicBool::new(true), "has more bytes than it should", true),
+        (|registry| change_blobs(registry, |blob| blob.push(0)), "has more bytes than it should", true),
+        (|registry| registry.cut = AtomicBool::new(true), "ended after", false),
+    ];
+    for (change, told, is_final) in changes {
+        let (host, registry) = serve(change).await;
+        let (store, _folder) = store();
+        let got = store.ensure(&reference(&host, ":1"), None).await;
+        match got {
+            Err(Error::Refused(why)) if is_final => assert!(why.contains(told), "{told}: {why}"),
+            Err(Error::Later(why)) if !is_final => assert!(why.contains(told), "{told}: {why}"),
+            other => panic!("{told}: {other:?}"),
+        }
+        assert!(is_empty(&store), "{told}");
+        registry.cut.store(false, Ordering::SeqCst);
+        assert_eq!(store.ensure(&reference(&host, ":1"), None).await.is_ok(), !is_final, "{told}");
+    }
+}
+
+fn change_blobs(registry: &mut Registry, change: impl Fn(&mut Vec<u8>)) {
+    let manifest = registry.tag("1");
+    let blobs = registry.blobs.get_mut().unwrap().iter_mut();
+    blobs.filter(|(digest, _)| **digest != manifest).for_each(|(_, blob)| change(blob));
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_not_the_one_asked_for_is_refused() {
+    let (host, registry) = serve(|_| {}).await;
+    let (store, _folder) = store();
+    let digest = registry.tag("1");
+    let other = registry.move_tag("1");
+    let blobs = || registry.blobs.lock().unwrap();
+    let bytes = blobs()[&other].clone();
+    blobs().insert(digest.clone(), bytes);
+    for rest in [format!("@{digest}"), format!(":1@{digest}")] {
+        let got = store.ensure(&reference(&host, &rest), None).await;
+        assert!(matches!(&got, Err(Error::Refused(why)) if why.contains("gave")), "{got:?}");
+    }
+    assert!(is_empty(&store));
+}
+
+#[tokio::test]
+async fn a_registry_with_too_many_requests_is_left_alone_for_as_long_as_it_says() {
+    let (host, registry) = serve(|registry| registry.busy = Mutex::new(Some((2, "2")))).await;
+    let (store, _folder) = store();
+    let tagged = reference(&host, ":1");
+    let began = tokio::time::Instant::now();
+    store.ensure(&tagged, None).await.unwrap();
+    let waited = began.elapsed();
+    assert!(waited >= std::time::Duration::from_secs(2), "{waited:?}");
+    // That is bounded, and told.
+    *registry.busy.lock().unwrap() = Some((u32::MAX, "3600"));
+    let got = store.ensure(&reference(&host, ":2"), None).await;
+    let told = "has too many requests, and asks to come back in 3600 s";
+    assert!(matches!(&got, Err(Error::Later(why)) if why.contains(told)), "{got:?}");
+    // What everybody may have is what it was last.
+    store.ensure(&tagged, None).await.unwrap();
 }

@@ -4,9 +4,9 @@
 //! It may be made again at any time, so one that is gone or damaged is, and one whose image is no longer in the store may be
 //! removed. A machine has a name of its own for the file (a hard link), and keeps it whatever becomes of the store.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -18,8 +18,9 @@ use flate2::read::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
 use tempfile::TempPath;
 
+use super::gc::SPARE;
 use super::manifest::MAX_DOCUMENT;
-use super::store::{damaged, digest_of};
+use super::store::{damaged, digest_of, make_folder};
 use super::{Error, ImageStore, Result};
 
 /// The program that makes a squashfs of a tar archive, in Debian's package squashfs-tools (4.5 or newer).
@@ -27,8 +28,6 @@ pub const UNPACKER: &str = "sqfstar";
 /// What it is told: nothing that depends on the time or on who runs it, and to be modest.
 const OPTIONS: &str = "-quiet -no-progress -exit-on-error -no-xattrs -mkfs-time 0 -root-time 0 -root-mode 0755 -root-uid 0 -root-gid 0 \
                        -processors 1 -mem 128M -comp lz4";
-/// Room that an image leaves to everybody else, in bytes.
-const RESERVE: u64 = 256 << 20;
 /// What follows a squashfs: a block with this and the digest of everything before it.
 const MARK: &[u8] = b"casemate root\n";
 const BLOCK: u64 = 512;
@@ -69,29 +68,48 @@ impl ImageStore {
 
     /// Makes the disk of an image.
     fn make(&self, image: &ImageRef) -> Result<()> {
-        let refused = |why: &str| Error::Refused(format!("image `{}`: {why}", image.reference));
+        loop {
+            let mut room = Room::of(self)?;
+            match self.make_in(image, &mut room) {
+                // Where images that nobody uses leave room for twice as much, it is tried again.
+                Err(Unpacked::TooLarge)
+                    if self
+                        .make_room(room.all.saturating_mul(4), &format!("image `{}`", image.reference))
+                        .is_ok() => {}
+                made => {
+                    return made.map_err(|error| match error {
+                        Unpacked::Store(error) => error,
+                        Unpacked::Image(why) => Error::Refused(format!("image `{}`: {why}", image.reference)),
+                        Unpacked::TooLarge => Error::Refused(format!(
+                            "image `{}`: unpacked it has more than the {} bytes that this node has room for",
+                            image.reference, room.all
+                        )),
+                    });
+                }
+            }
+        }
+    }
+
+    fn make_in(&self, image: &ImageRef, room: &mut Room) -> std::result::Result<(), Unpacked> {
         let manifest = self.checked(&image.digest)?;
         let config = self.document(&image.digest)?.config;
         let config =
-            self.checked(&config.ok_or_else(|| refused("its manifest names no configuration"))?.digest)?;
+            config.ok_or_else(|| Unpacked::Image("its manifest names no configuration".to_owned()))?;
+        let config = self.checked(&config.digest)?;
         let (documents, config) = Image::read(&image.digest, &manifest, |_| Ok(config))
-            .map_err(|error| refused(&error.to_string()))?;
-        let mut room = Room::of(&self.folder)?;
+            .map_err(|error| Unpacked::Image(error.to_string()))?;
         let (mut tree, mut layers) = (Tree::default(), Vec::new());
         for (layer, diff_id) in documents.layers.iter().zip(&documents.diff_ids) {
-            layers.push(self.layer(layer, diff_id, &mut tree, &mut room).map_err(|error| match error {
-                Unpacked::Store(error) => error,
-                Unpacked::Image(why) => refused(&why),
-            })?);
+            layers.push(self.layer(layer, diff_id, &mut tree, room)?);
         }
         let parts = Parts { manifest: &manifest, config: &config, layers: &layers, tree: &tree };
         let work = tempfile::tempdir_in(self.folder.join("tmp"))?;
         let half = work.path().join("disk");
-        squash(&parts, work.path(), &half).map_err(|why| refused(&why))?;
+        squash(&parts, work.path(), &half).map_err(Unpacked::Image)?;
         seal(&half)?;
         let root = self.root(&image.digest);
         let folder = self.folder.join("roots");
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        make_folder(&folder)?;
         std::fs::rename(&half, &root)?;
         File::open(folder)?.sync_all()?;
         Ok(())
@@ -130,9 +148,7 @@ impl ImageStore {
             (outcome, digest, stream.failed)
         };
         match failed {
-            Some(error) if error.kind() == ErrorKind::StorageFull => {
-                return Err(Unpacked::Image(room.exceeded()));
-            }
+            Some(error) if error.kind() == ErrorKind::StorageFull => return Err(Unpacked::TooLarge),
             Some(error) => return Err(error.into()),
             None => {}
         }
@@ -153,8 +169,10 @@ impl ImageStore {
 
 /// Why a layer cannot be unpacked.
 enum Unpacked {
-    /// The image is not what it should be, or too large.
+    /// The image is not what it should be.
     Image(String),
+    /// There is no room for it.
+    TooLarge,
     /// The store does not have it, or cannot be used.
     Store(Error),
 }
@@ -204,24 +222,11 @@ struct Room {
 
 impl Room {
     /// Half of what is there, since its layers and its disk are there at once for a while.
-    fn of(folder: &Path) -> io::Result<Self> {
-        let all = free(folder)?.saturating_sub(RESERVE) / 2;
+    fn of(store: &ImageStore) -> Result<Self> {
+        let all = store.free()?.saturating_sub(SPARE) / 2;
         Ok(Self { all, left: all })
     }
-
-    fn exceeded(&self) -> String {
-        format!("unpacked it has more than the {} bytes that this node has room for", self.all)
-    }
 }
-
-#[cfg(not(test))]
-fn free(folder: &Path) -> io::Result<u64> {
-    let disk = rustix::fs::statvfs(folder)?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
-}
-
-#[cfg(test)]
-use room::free;
 
 /// Writes what is read to a file.
 struct Kept<'a> {
@@ -320,25 +325,4 @@ fn hash(from: impl Read) -> io::Result<String> {
     let mut hashed = Hashed::new(from);
     io::copy(&mut hashed, &mut io::sink())?;
     Ok(hashed.finish().0)
-}
-
-/// So that a test may have little room.
-#[cfg(test)]
-pub(in crate::driver) mod room {
-    use std::collections::BTreeMap;
-    use std::sync::Mutex;
-
-    use super::*;
-
-    static FREE: Mutex<BTreeMap<PathBuf, u64>> = Mutex::new(BTreeMap::new());
-
-    /// From now on a store in this folder has room for an image of so many bytes.
-    pub(in crate::driver) fn set(folder: &Path, bytes: u64) {
-        FREE.lock().unwrap().insert(folder.to_owned(), 2 * bytes + RESERVE);
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "outside of tests it fails")]
-    pub(super) fn free(folder: &Path) -> io::Result<u64> {
-        Ok(FREE.lock().unwrap().get(folder).copied().unwrap_or(1 << 40))
-    }
 }

@@ -1,23 +1,25 @@
 //! The store itself.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::manifest::{Descriptor, Document, MANIFEST, MAX_DOCUMENT, REF_NAME};
 use super::reference::{Reference, is_digest};
 use super::{Error, Result};
+use crate::clock::Clock;
 
 /// Key of how a name came into the list: see [`Origin`].
 const ORIGIN: &str = "dev.casemate.origin";
 
 /// How a name came to mean what it means.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The operator brought it: it is for everybody, and no registry is asked.
     Imported,
@@ -36,7 +38,7 @@ impl Origin {
         }
     }
 
-    fn of(named: &Descriptor) -> Self {
+    pub(super) fn of(named: &Descriptor) -> Self {
         let origin = named.annotations.get(ORIGIN).map(String::as_str);
         [Self::Imported, Self::Public]
             .into_iter()
@@ -62,10 +64,48 @@ impl Giver {
     }
 }
 
+/// What is kept, besides what was imported.
+#[derive(Clone)]
+pub struct Rules {
+    /// By which time goes.
+    pub clock: Clock,
+    /// An image that was not used for so long is kept no longer.
+    pub keep: Duration,
+    /// The manifests of images that machines have staged or run.
+    pub held: Held,
+    #[cfg(test)]
+    pub(super) deletions: Arc<Mutex<usize>>,
+    /// How large the disk of the blobs is.
+    #[cfg(test)]
+    pub(super) size: Arc<Mutex<Option<u64>>>,
+}
+
+/// Tells which manifests machines need.
+pub type Held = Arc<dyn Fn() -> std::io::Result<BTreeSet<String>> + Send + Sync>;
+
+/// How long an image is kept that nobody uses, unless somebody says.
+pub const KEEP: Duration = Duration::from_hours(7 * 24);
+
+impl Rules {
+    /// With these.
+    pub fn new(clock: Clock, keep: Duration, held: Held) -> Self {
+        Self {
+            clock,
+            keep,
+            held,
+            #[cfg(test)]
+            deletions: Arc::new(Mutex::new(usize::MAX)),
+            #[cfg(test)]
+            size: Arc::default(),
+        }
+    }
+}
+
 /// A store of container images in a folder. Clones share it; so may other processes.
 #[derive(Clone)]
 pub struct ImageStore {
     pub(super) folder: PathBuf,
+    pub(super) rules: Rules,
     /// Held, shared, as long as somebody may have half a blob.
     _in_use: Arc<File>,
     /// One pull of a reference at a time: whoever waits finds it there.
@@ -79,10 +119,8 @@ impl ImageStore {
     /// # Errors
     /// The folder cannot be made.
     pub fn open(folder: PathBuf) -> std::io::Result<Self> {
-        let mut make = std::fs::DirBuilder::new();
-        make.recursive(true).mode(0o700);
-        make.create(folder.join("blobs/sha256"))?;
-        make.create(folder.join("tmp"))?;
+        make_folder(&folder.join("blobs/sha256"))?;
+        make_folder(&folder.join("tmp"))?;
         let in_use = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -100,7 +138,14 @@ impl ImageStore {
                 OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(layout)?;
             out.write_all(br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
-        Ok(Self { folder, _in_use: Arc::new(in_use), pulls: Arc::default() })
+        let rules = Rules::new(Clock::system(), KEEP, Arc::new(|| Ok(BTreeSet::new())));
+        Ok(Self { folder, rules, _in_use: Arc::new(in_use), pulls: Arc::default() })
+    }
+
+    /// The same store, with these rules of what is kept.
+    #[must_use]
+    pub fn with_rules(self, rules: Rules) -> Self {
+        Self { rules, ..self }
     }
 
     /// What is in the store under a name, in the one spelling that names have here, with the digests.
@@ -164,10 +209,7 @@ impl ImageStore {
 
     /// From now on, `reference` means this manifest; but what was imported stays until the next import.
     pub(super) fn name(&self, reference: &Reference, digest: &str, origin: Origin) -> Result<()> {
-        let mut lock = OpenOptions::new();
-        let lock =
-            lock.create(true).truncate(false).write(true).mode(0o600).open(self.folder.join("lock"))?;
-        fs4::FileExt::lock(&lock)?;
+        let _lock = self.lock()?;
         let name = reference.to_string();
         let mut index = self.index()?;
         let old = index.iter().position(|one| one.annotations.get(REF_NAME) == Some(&name));
@@ -187,6 +229,20 @@ impl ImageStore {
                 (ORIGIN.to_owned(), origin.key().to_owned()),
             ]),
         });
+        self.put_index(index)
+    }
+
+    /// Whoever changes the list, or what is there, has it for that moment.
+    pub(super) fn lock(&self) -> Result<File> {
+        let mut lock = OpenOptions::new();
+        let lock =
+            lock.create(true).truncate(false).write(true).mode(0o600).open(self.folder.join("lock"))?;
+        fs4::FileExt::lock(&lock)?;
+        Ok(lock)
+    }
+
+    /// Replaces the list.
+    pub(super) fn put_index(&self, index: Vec<Descriptor>) -> Result<()> {
         let document = Document {
             schema_version: 2,
             media_type: None,
@@ -201,7 +257,7 @@ impl ImageStore {
         Ok(())
     }
 
-    fn index(&self) -> Result<Vec<Descriptor>> {
+    pub(super) fn index(&self) -> Result<Vec<Descriptor>> {
         match std::fs::read(self.folder.join("index.json")) {
             Ok(bytes) => Ok(Document::read(&bytes).map_err(Error::Refused)?.manifests.unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
@@ -230,7 +286,7 @@ impl ImageStore {
             return Ok(());
         }
         let from = self.folder.join("from");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(from.join(&giver.0))?;
+        make_folder(&from.join(&giver.0))?;
         OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(mark)?;
         File::open(from.join(&giver.0))?.sync_all()?;
         File::open(from)?.sync_all()?;
@@ -272,6 +328,11 @@ impl ImageStore {
         let size = std::io::copy(&mut from, &mut blob)?;
         Ok((blob.finish(giver, expected)?, size))
     }
+}
+
+/// Makes a folder for the owner alone, with those above it, if it is not there.
+pub(super) fn make_folder(folder: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 fn sweep(folder: &Path) -> std::io::Result<()> {

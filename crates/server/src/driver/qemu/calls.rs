@@ -19,6 +19,9 @@ pub(super) const LOOK: Duration = Duration::from_millis(50);
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long a guest whose power is about to be cut may take to hand out what its services wrote.
 const LAST_LINES: Duration = Duration::from_millis(300);
+/// So many bytes have to be free before a machine is touched: logs, what its guest reads at its start, and a beginning of what it
+/// writes.
+const SPARE: u64 = 32 << 20;
 /// How long a process may take to end after its power was cut.
 const KILLED: Duration = Duration::from_secs(10);
 
@@ -35,6 +38,7 @@ pub(super) async fn stage(
             return Ok(slot.images_of(machine.revision));
         }
     }
+    has_room(host).await?;
     if slot.held().is_some_and(|held| held.disk_gb > 0) && !disk::is_there(&slot.folder) {
         return refuse(disk::GONE);
     }
@@ -61,6 +65,23 @@ pub(super) async fn stage(
     Ok(slot.images_of(machine.revision))
 }
 
+/// Is there room for what a machine needs at its start? Said while it runs, or it would go down and not come up.
+async fn has_room(host: &Host) -> Result<()> {
+    let folder = &host.config.folder;
+    if files::free(folder).map_err(lost)? < SPARE {
+        // What is in the way may be images that nobody uses. Whether that helped, is seen below.
+        let store = host.store.clone();
+        let _ = tokio::task::spawn_blocking(move || store.make_room(SPARE, "the start of a machine")).await;
+    }
+    match files::free(folder).map_err(lost)? {
+        free if free < SPARE => Err(Error::NoRoom(format!(
+            "{} has {free} bytes left, and {SPARE} are needed; make room there (`casemate images gc` removes container images              that nothing needs)",
+            folder.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Brings the machine down.
 pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) -> Result<Stopped> {
     let asked_at = host.clock.now();
@@ -80,8 +101,9 @@ pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) 
                 return Ok(Stopped::Off);
             }
             let waited = host.clock.now().duration_since(asked_at).unsigned_abs();
+            let frozen = slot.frozen_since();
             match how {
-                Stop::Graceful { timeout, .. } if waited < timeout => {
+                Stop::Graceful { timeout, .. } if waited < timeout && frozen.is_none() => {
                     if asks.count == 0 {
                         going_down(slot, Some(LastStop::Graceful))?;
                     }
@@ -89,7 +111,7 @@ pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) 
                 Stop::Graceful { then: AfterTimeout::GiveUp, .. } => {
                     // If it goes down later, nobody wants that any more.
                     going_down(slot, None)?;
-                    return Ok(Stopped::StillRunning);
+                    return Ok(frozen.map_or(Stopped::StillRunning, |since| Stopped::Frozen { since }));
                 }
                 Stop::Graceful { then: AfterTimeout::Force, .. } | Stop::Force => {
                     going_down(slot, Some(LastStop::Forced))?;
@@ -208,7 +230,8 @@ pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
     let disk_gb = ready.machine.spec.disk_gb;
     disk::ensure(&slot.folder, has, disk_gb).await.map_err(Error::Refused)?;
     let had = held.map(|held| held.ports).unwrap_or_default();
-    let ports = ports::place(&ready.ports, &had, &taken_ports(host, slot)).map_err(Error::Refused)?;
+    let taken = taken_ports(host, slot);
+    let ports = ports::place(&ready.ports, &had, &taken, &host.config.ports).map_err(Error::Refused)?;
     slot.change(|record| {
         let held = match record.held.take() {
             Some(mut held) => {

@@ -1,11 +1,14 @@
 //! What is decided about a node that runs QEMU.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::cvm::spec::{Booking, sha256};
-use crate::driver::images::UNPACKER;
+use crate::driver::images::{self, ImageStore, Rules, UNPACKER};
 
 /// A node that runs QEMU on this host.
 #[derive(Clone, Debug)]
@@ -24,8 +27,12 @@ pub struct QemuConfig {
     pub accel: Accel,
     /// Everything that can be booked; by default what the host has.
     pub capacity: Option<Booking>,
+    /// Ports of the host that stand in for those that are taken. Below those that Linux gives to outgoing connections.
+    pub ports: Range<u16>,
     /// How many machines may boot at once.
     pub boots_at_once: usize,
+    /// A container image that no machine has, and that was not imported, is kept for so long after its last use.
+    pub image_keep: Duration,
     /// Pauses of the node.
     pub pace: Pace,
 }
@@ -122,9 +129,21 @@ impl QemuConfig {
             program: "qemu-system-x86_64".into(),
             accel: Accel::Auto,
             capacity: None,
+            ports: 20_000..30_000,
             boots_at_once: cores(),
+            image_keep: images::KEEP,
             pace: Pace::default(),
         }
+    }
+
+    /// The store of the container images of its machines.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn image_store(&self, clock: Clock) -> std::io::Result<ImageStore> {
+        let node = self.folder.clone();
+        let held = Arc::new(move || super::record::images_below(&node));
+        Ok(ImageStore::open(self.images.clone())?.with_rules(Rules::new(clock, self.image_keep, held)))
     }
 
     /// Why no machine can run here; nothing if one can, as far as can be seen without trying.

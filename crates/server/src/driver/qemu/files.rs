@@ -126,6 +126,12 @@ pub(super) fn lock(folder: &Path) -> Result<File> {
     Err(Error::new(ErrorKind::ResourceBusy, "another casemate uses it"))
 }
 
+/// Bytes that are free where a folder lies.
+pub(super) fn free(folder: &Path) -> Result<u64> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// Every change of a file passes here, so that tests can let the disk be full or the power go, at any of them.
 #[cfg(not(test))]
 #[expect(clippy::unnecessary_wraps, reason = "in tests it fails")]

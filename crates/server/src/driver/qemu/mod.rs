@@ -28,7 +28,7 @@ use self::accel::Accelerators;
 use self::gone::Gone;
 use self::os_images::OsImages;
 use self::slot::Slot;
-use super::images::ImageStore;
+use super::images::{self, Freed, ImageStore};
 use super::{
     Abilities, At, Driver, Error, GuestKeys, LogChannel, LogLine, Machine, NodeFacts, Observed, Result, Stop,
     Stopped, room,
@@ -54,6 +54,7 @@ mod process;
 mod qmp;
 mod record;
 mod recover;
+mod reserve;
 mod slot;
 mod stage;
 mod sysinfo;
@@ -65,11 +66,14 @@ pub use self::config::{Accel, Accelerator, Pace, QemuConfig};
 
 /// What a node that runs QEMU can do.
 pub const ABILITIES: Abilities = Abilities { new_instance_id: true, fence: true, ports: true };
-/// A machine that takes longer than this to come up does not boot. Emulated, and several at once on few cores, they take their
-/// time.
-pub const BOOT_DEADLINE: Duration = Duration::from_secs(180);
+/// A machine that takes longer than this to come up does not boot. Emulated on two cores they take 2 to 3 s each, and only as many
+/// boot at a time as there are cores. What is larger takes longer: its images are verified on the way.
+pub const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 /// How often a booting machine is worth a look.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often container images of no use are looked for.
+const COLLECT: Duration = Duration::from_hours(24);
 
 /// A node that runs QEMU on this host. Clones share it; when the last one is dropped, nobody watches its machines any more, and
 /// they go on running.
@@ -130,12 +134,12 @@ impl Qemu {
         let capacity = config.capacity.map_or_else(|| config.host_capacity(), Ok)?;
         let closed = CancellationToken::new();
         let host = Host {
-            clock,
+            clock: clock.clone(),
             keys,
             capacity,
             version: version(&config.program)?,
             os_images: OsImages::new(config.os_images.clone()),
-            store: ImageStore::open(config.images.clone())?,
+            store: config.image_store(clock.clone())?,
             accel: Accelerators::default(),
             slots: Mutex::default(),
             gone: Mutex::new(Gone::open(&config.folder).map_err(folder_of(&config.folder))?),
@@ -150,6 +154,8 @@ impl Qemu {
         host.spawn(async move {
             accel::decide(&deciding).await;
         });
+        let collecting = Arc::clone(&host);
+        host.spawn(async move { collect(&collecting).await });
         Ok(Self { host, _open: Arc::new(Open { _watching: closed.drop_guard(), _folder: locked }) })
     }
 
@@ -312,6 +318,22 @@ impl Qemu {
     fn seen(&self, slots: Vec<Arc<Slot>>) -> Vec<Observed> {
         let (silent, now) = (self.host.config.pace.silent, self.host.clock.now());
         slots.into_iter().filter_map(|slot| slot.observe(silent, now)).collect()
+    }
+}
+
+/// Removes container images that are of no use any more, now and once a day.
+async fn collect(host: &Host) {
+    loop {
+        let store = host.store.clone();
+        match tokio::task::spawn_blocking(move || store.collect(images::Mode::Do)).await {
+            Ok(Ok(Freed { bytes: 0, names })) if names.is_empty() => {}
+            Ok(Ok(Freed { bytes, names })) => {
+                tracing::info!(bytes, ?names, "container images of no use are gone");
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "container images of no use were not removed"),
+            Err(error) => tracing::warn!(%error, "container images of no use were not removed"),
+        }
+        host.clock.sleep(COLLECT).await;
     }
 }
 

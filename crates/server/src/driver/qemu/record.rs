@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::ImageDisk;
 use super::process::Process;
-use super::{disk, files};
+use super::{disk, files, reserve};
 use crate::driver::fence::Fence;
 use crate::driver::{LastStop, Machine, Port};
 
@@ -83,6 +83,9 @@ pub(super) struct Held {
     pub(super) restarts: u32,
     /// It is on, as far as was seen.
     pub(super) on: Option<On>,
+    /// Since when its process is stopped by a signal, as far as was seen.
+    #[serde(default)]
+    pub(super) frozen_since: Option<Timestamp>,
     pub(super) started_at: Option<Timestamp>,
     /// When the guest of the last boot was up.
     pub(super) done_at: Option<Timestamp>,
@@ -100,6 +103,33 @@ pub(super) struct On {
     pub(super) process: Option<Process>,
     /// How it is being brought down, if it is.
     pub(super) going_down: Option<LastStop>,
+}
+
+/// The manifests of the images that the machines of a node have staged or run, or ran before.
+///
+/// # Errors
+/// The node's folder cannot be read. A machine whose record cannot is left out: the disks that it boots from are its own.
+pub(super) fn images_below(node: &Path) -> Result<BTreeSet<String>> {
+    let mut images = BTreeSet::new();
+    let entries = match std::fs::read_dir(node) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(images),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_str().is_none_or(|name| name.parse::<uuid::Uuid>().is_err()) {
+            continue;
+        }
+        match Record::read(&entry.path()) {
+            Ok(Some(record)) => images.extend(record.images().map(|image| image.digest.clone())),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, folder = %entry.path().display(), "a machine's images are not known")
+            }
+        }
+    }
+    Ok(images)
 }
 
 impl Ready {
@@ -122,6 +152,7 @@ impl Held {
             boot_count: 0,
             restarts: 0,
             on: None,
+            frozen_since: None,
             started_at: None,
             done_at: None,
             stopped_at: None,
@@ -137,6 +168,7 @@ impl Held {
         let how = on.going_down.unwrap_or(LastStop::Crashed);
         self.stopped_at = Some(now);
         self.last_stop = Some(how);
+        self.frozen_since = None;
         self.meant_on &= how == LastStop::Crashed;
     }
 
@@ -175,12 +207,29 @@ impl Record {
     /// Puts it into this folder.
     pub(super) fn save(&self, folder: &Path) -> Result<()> {
         files::make_private(folder)?;
-        files::replace(folder, FILE, &serde_json::to_vec(self)?)
+        let bytes = serde_json::to_vec(self)?;
+        match files::replace(folder, FILE, &bytes) {
+            Err(error) if error.kind() == ErrorKind::StorageFull => reserve::spend(folder, FILE, &bytes),
+            Ok(()) => {
+                reserve::keep(folder);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The files of the folder that hold container images and are of use.
     pub(super) fn image_files(&self) -> BTreeSet<String> {
+        self.all().flat_map(Ready::disks).map(|disk| disk.file).collect()
+    }
+
+    /// The images of all that is of use.
+    fn images(&self) -> impl Iterator<Item = &ImageRef> {
+        self.all().flat_map(|ready| &ready.images)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Ready> {
         let held = self.held.iter().flat_map(|held| std::iter::once(&held.now).chain(&held.before));
-        held.chain(&self.staged).flat_map(Ready::disks).map(|disk| disk.file).collect()
+        held.chain(&self.staged)
     }
 }

@@ -1,5 +1,6 @@
 //! The place of one machine: its folder, what is kept of it, and what was last seen of its guest.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -177,15 +178,27 @@ impl Slot {
         self.lock().record.held.as_ref().map(|held| held.now.machine.spec.outline())
     }
 
+    /// Since when its process is stopped by a signal, as far as was seen.
+    pub(super) fn frozen_since(&self) -> Option<Timestamp> {
+        self.lock().record.held.as_ref()?.frozen_since
+    }
+
     /// Its process, if it is on.
     pub(super) fn process(&self) -> Option<Process> {
         self.lock().record.held.as_ref()?.on.as_ref()?.process.clone()
     }
 
-    /// Takes note of a process that has ended. True if the machine is on.
+    /// Takes note of a process that has ended, or stands still. True if the machine is on.
     pub(super) fn settle(&self, now: Timestamp) -> bool {
         match self.process() {
-            Some(process) if process.is_alive() => true,
+            Some(process) if process.is_alive() => {
+                let stopped = process.is_stopped();
+                self.happened(|held| match held.frozen_since {
+                    Some(_) if stopped => {}
+                    _ => held.frozen_since = stopped.then_some(now),
+                });
+                true
+            }
             Some(process) => {
                 self.happened(|held| {
                     // Not another one, that was started since.
@@ -276,6 +289,9 @@ fn guest(
     now: Timestamp,
 ) -> Guest {
     let booting = |progress: &str| Guest::Booting { progress: progress.to_owned() };
+    if let Some(since) = held.frozen_since.filter(|_| on) {
+        return Guest::Frozen { since };
+    }
     if let Some(why) = state.halted.filter(|_| on) {
         return booting(why);
     }
@@ -335,5 +351,10 @@ pub(super) fn refuse<T>(why: impl Into<String>) -> Result<T> {
 
 /// The node's own disk does not do what it should.
 pub(super) fn lost(error: std::io::Error) -> Error {
-    Error::Unreachable(format!("it cannot keep its state: {error}"))
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Error::NoRoom(format!("it cannot keep its state: {error}"))
+        }
+        _ => Error::Unreachable(format!("it cannot keep its state: {error}")),
+    }
 }

@@ -12,7 +12,7 @@ use super::record::{Ready, image_file};
 use super::slot::{Slot, lost, refuse};
 use super::{Host, files};
 use crate::cvm::spec::sha256;
-use crate::driver::images::{self, Login, Reference};
+use crate::driver::images::{self, Login, Reference, Using};
 use crate::driver::{Error, Machine, Result};
 
 /// How often a registry that does not answer is asked again.
@@ -25,6 +25,8 @@ pub(super) struct Prepared {
     ready: Ready,
     /// The disks that the machine does not have yet, and the name that each is to have.
     disks: Vec<(String, TempPath)>,
+    /// Until the machine has them.
+    _using: Using,
 }
 
 /// Prepares a configuration. Changes nothing of the machine.
@@ -46,7 +48,8 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
     {
         guest::check_env(&vars, &document.allowed_envs()).map_err(Error::Refused)?;
     }
-    let images = images(host, slot, machine, &services, login(&document).as_ref()).await?;
+    let mut using = host.store.using();
+    let images = images(host, slot, machine, &services, login(&document).as_ref(), &mut using).await?;
     let ready = Ready {
         machine: machine.clone(),
         os_image_hash: os_image.facts.os_image_hash,
@@ -61,7 +64,7 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
         ));
     }
     let disks = disks(host, slot, &ready).await?;
-    Ok(Prepared { ready, disks })
+    Ok(Prepared { ready, disks, _using: using })
 }
 
 /// What the images of the services mean; they are in the store afterwards, or in the machine's folder already.
@@ -71,6 +74,7 @@ async fn images(
     machine: &Machine,
     services: &[ServiceSpec],
     login: Option<&Login>,
+    using: &mut Using,
 ) -> Result<Vec<ImageRef>> {
     let mut images = Vec::<ImageRef>::new();
     // What this machine was given before needs no registry.
@@ -87,8 +91,10 @@ async fn images(
             _ => {
                 let digest = settled.map(|settled| settled.digest.clone()).or(reference.digest.clone());
                 let reference = Reference { digest, ..reference };
-                let digest =
-                    fetch(host, &reference, login).await.map_err(of_service).map_err(Error::Refused)?;
+                let digest = fetch(host, using, &reference, login)
+                    .await
+                    .map_err(of_service)
+                    .map_err(Error::Refused)?;
                 ImageRef { reference: service.image.clone(), digest }
             }
         });
@@ -100,12 +106,13 @@ async fn images(
 /// answer as well: who wants the update can see why and try again, and the machine runs on.
 async fn fetch(
     host: &Host,
+    using: &mut Using,
     reference: &Reference,
     login: Option<&Login>,
 ) -> std::result::Result<String, String> {
     let mut tries = 0;
     loop {
-        match host.store.ensure(reference, login).await {
+        match using.ensure(reference, login).await {
             Ok(digest) => return Ok(digest),
             Err(images::Error::Later(_)) if tries < REGISTRY_TRIES => tries += 1,
             Err(error) => return Err(error.to_string()),

@@ -193,10 +193,11 @@ impl Node {
 
     /// Turns the machine on. One whose guest is still shutting down is waited for first.
     pub(super) fn start(&mut self, at: At, site: &Site<'_>, now: Timestamp) -> Result<Look<()>> {
-        let slot = self.slots.entry(at.vm).or_default();
-        if slot.enter(at, Stage::Started)? == Entry::Passed {
+        if self.slot(at.vm).enter(at, Stage::Started)? == Entry::Passed {
             return unchanged(());
         }
+        self.has_room(at.vm)?;
+        let slot = self.slots.entry(at.vm).or_default();
         slot.settle(now);
         let Some(held) = &mut slot.held else {
             return refuse("there is no such machine");
@@ -286,6 +287,7 @@ impl Node {
             Fault::Vanish => slots.for_each(Slot::vanish),
             Fault::BootFail { .. }
             | Fault::Refuse
+            | Fault::DiskFull
             | Fault::Unreachable
             | Fault::SlowStop { .. }
             | Fault::StopHangs
@@ -320,8 +322,16 @@ impl Node {
     }
 
     fn may_refuse(&mut self, vm: VmUuid) -> Result<()> {
+        self.has_room(vm)?;
         match self.faults.strike(&[vm], |fault| (*fault == Fault::Refuse).then_some(())) {
             Some(()) => refuse("it was told to refuse"),
+            None => Ok(()),
+        }
+    }
+
+    fn has_room(&mut self, vm: VmUuid) -> Result<()> {
+        match self.faults.strike(&[vm], |fault| (*fault == Fault::DiskFull).then_some(())) {
+            Some(()) => Err(Error::NoRoom("it was told to have none".into())),
             None => Ok(()),
         }
     }

@@ -28,11 +28,18 @@ impl Host {
             "qemu.log",
             "qemu.out.log",
             "qmp.sock",
+            "reserve",
             "serial.log",
         ];
         let names = std::fs::read_dir(folder).expect("its folder").flatten();
         let names = names.map(|entry| entry.file_name().into_string().expect("ours"));
-        names.filter(|name| !known.contains(&name.as_str()) && !record.contains(name.as_str())).collect()
+        // An image is named after the beginning of its digest.
+        let named =
+            |name: &str| match name.strip_prefix("image-").and_then(|rest| rest.strip_suffix(".squashfs")) {
+                Some(digest) => record.contains(&format!("sha256:{digest}")),
+                None => record.contains(name),
+            };
+        names.filter(|name| !known.contains(&name.as_str()) && !named(name)).collect()
     }
 }
 
@@ -121,4 +128,9 @@ fn an_update_of_a_real_machine_is_not_harmed_by_a_worker_that_is_late() {
             assert_eq!(host.processes().len(), 1, "{what}");
         }
     });
+}
+
+#[test]
+fn a_real_machine_that_stands_still_is_told_of_and_well_again_when_it_goes_on() {
+    frozen::tells_and_recovers(&Host::real());
 }

@@ -4,7 +4,6 @@ use std::os::unix::fs::MetadataExt;
 
 use super::faults::{at, create, files, is_done, until};
 use super::*;
-use crate::driver::images::room;
 
 fn disks(folder: &Path) -> Vec<PathBuf> {
     let names = files(folder).into_iter().filter(|name| name.starts_with("image-"));
@@ -26,7 +25,7 @@ async fn an_image_that_the_node_has_no_room_for_is_refused_while_the_old_one_run
     create(&rig, &rig.machine(1)).await.unwrap();
     let before = until(&rig, is_done).await;
     let process = rig.process();
-    room::set(&rig.config.images, 100);
+    rig.qemu().images().leave_room(100);
     let outcome = rig.qemu().ensure_staged(at(2), &rig.machine(2)).await;
     let expected = "image `web:2`: unpacked it has more than the 100 bytes that this node has room for";
     assert_eq!(outcome, Err(Error::Refused(expected.to_owned())));

@@ -58,6 +58,7 @@ fn assert_in_order(rig: &FakeRig, seen: &Observed, what: &str) {
         "qemu.log",
         "qemu.out.log",
         "qmp.sock",
+        "reserve",
         "serial.log",
     ];
     let slot = rig.qemu().host.slot(VM);
