@@ -96,6 +96,11 @@ pub enum Stopped {
     Off,
     /// The guest did not go down in time and was left alone.
     StillRunning,
+    /// It cannot go down, since its process stands still ([`Guest::Frozen`]), and was left alone without waiting.
+    Frozen {
+        /// Since when, as far as the node has noticed.
+        since: Timestamp,
+    },
 }
 
 /// Abilities that not every kind of node has.
@@ -309,8 +314,28 @@ pub enum Guest {
         /// The guest's words.
         error: String,
     },
+    /// It is on, and somebody has stopped its process with a signal: it does nothing until it is let go on.
+    Frozen {
+        /// Since when, as far as the node has noticed.
+        since: Timestamp,
+    },
     /// It went down by itself.
     Exited,
+}
+
+impl Guest {
+    /// Is it on, and not said to be of no use?
+    pub fn is_on(&self) -> bool {
+        match self {
+            Self::Booting { .. } | Self::Done | Self::Frozen { .. } => true,
+            Self::Off | Self::Failed { .. } | Self::Exited => false,
+        }
+    }
+}
+
+/// What people are told of a machine that is [`Guest::Frozen`].
+pub fn stands_still(since: Timestamp) -> String {
+    format!("its process on the node is stopped by a signal since {since:.0}, and goes on with SIGCONT")
 }
 
 /// How a machine last went down.

@@ -244,6 +244,8 @@ words! {
         BootFailed = "boot_failed",
         /// The guest did not go down in time and force was not allowed.
         StopTimedOut = "stop_timed_out",
+        /// The machine's process stands still, so that its guest cannot be asked to go down, and force was not allowed.
+        StandsStill = "stands_still",
         /// The node did not answer for too long while the machine was still untouched.
         Unreachable = "unreachable",
         /// The app's contract said no right before the stop.
@@ -400,6 +402,17 @@ impl Operation {
         }
     }
 
+    /// Did it fail and leave everything as it was before?
+    pub fn left_untouched(&self) -> bool {
+        match &self.state {
+            State::Failed { reason, .. } => aftermath(self, reason) == Aftermath::Untouched,
+            State::Queued { .. }
+            | State::Running { .. }
+            | State::Succeeded { .. }
+            | State::Cancelled { .. } => false,
+        }
+    }
+
     /// Did it fail because the machine did not come up as it should, so that all is well if it does so later? Not if it was to be
     /// left as the failure left it.
     pub fn may_come_right(&self) -> bool {
@@ -468,6 +481,10 @@ pub fn aftermath(operation: &Operation, reason: &FailReason) -> Aftermath {
         return Aftermath::Untouched;
     }
     if reason.code == FailCode::StopTimedOut && matches!(operation.kind, Kind::Shutdown | Kind::Restart) {
+        return Aftermath::Untouched;
+    }
+    if reason.code == FailCode::StandsStill {
+        // If its guest was on its way down, its node turns it on again with what it has.
         return Aftermath::Untouched;
     }
     if operation.kind.can_be_put_back() && wants_back {

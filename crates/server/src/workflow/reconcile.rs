@@ -94,6 +94,10 @@ async fn compare(
                     is_well.then_some((Kind::Recover, &[StepName::Observe][..]))
                 }
                 (Status::Error, None) => None,
+                // Who stopped it may know why, so nobody cuts its power. People are told, until it goes on.
+                (Status::Running, Some(machine)) if stands_still(machine, known.get(&cvm.id)) => {
+                    Some((Kind::Recover, &[StepName::Observe][..]))
+                }
                 _ => remedy(&cvm, machine).map(|kind| (kind, kind.steps(cvm.power))),
             };
             to_mend.extend(remedy.map(|(kind, steps)| (cvm, kind, steps)));
@@ -124,9 +128,7 @@ async fn mend(app: &App, cvm: Cvm, kind: Kind, steps: &[StepName]) -> store::Res
 /// What brings the machine to its desired power, if something should.
 fn remedy(cvm: &Cvm, machine: Option<&Observed>) -> Option<Kind> {
     // One that its node starts again is left to it: it knows how often that was of no use, and waits longer and longer.
-    let up = machine.is_some_and(|machine| {
-        machine.comes_back || matches!(machine.guest, Guest::Booting { .. } | Guest::Done)
-    });
+    let up = machine.is_some_and(|machine| machine.comes_back || machine.guest.is_on());
     match (cvm.power, up) {
         (Power::On, false) => Some(Kind::Recover),
         (Power::Off, true) => Some(Kind::Stop),
@@ -134,18 +136,28 @@ fn remedy(cvm: &Cvm, machine: Option<&Observed>) -> Option<Kind> {
     }
 }
 
-/// Does a machine that did not come up run now, for more than a moment, exactly as its last operation wanted?
+/// Does it stand still for more than a moment?
+fn stands_still(machine: &Observed, before: Option<&Report>) -> bool {
+    let is_frozen = |seen: &Observed| matches!(seen.guest, Guest::Frozen { .. });
+    is_frozen(machine) && before.and_then(Report::read).as_ref().is_some_and(is_frozen)
+}
+
+/// How many operations that changed nothing are looked past.
+const UNTOUCHED: usize = 20;
+
+/// Does a machine that did not come up run now, for more than a moment, exactly as the last operation wanted that touched it?
 fn came_right(app: &App, cvm: &Cvm, machine: &Observed, before: Option<&Report>) -> store::Result<bool> {
     let is_up = |seen: &Observed| seen.guest == Guest::Done && seen.boot_count == machine.boot_count;
     let stays_up = is_up(machine) && before.and_then(Report::read).as_ref().is_some_and(is_up);
     if cvm.power != Power::On || !stays_up {
         return Ok(false);
     }
-    let newest = OperationFilter { cvm_id: Some(cvm.id), limit: 1, ..OperationFilter::default() };
-    let last = app.store.operations(cvm.workspace_id, &newest)?.pop();
-    let wanted_this = last.is_some_and(|last| {
-        last.generation == cvm.generation && last.target == cvm.revision && last.may_come_right()
-    });
+    let newest = OperationFilter { cvm_id: Some(cvm.id), limit: UNTOUCHED, ..OperationFilter::default() };
+    let newest = app.store.operations(cvm.workspace_id, &newest)?;
+    let is_newest = newest.first().is_some_and(|last| last.generation == cvm.generation);
+    let last = newest.iter().find(|operation| !operation.left_untouched());
+    let wanted_this =
+        is_newest && last.is_some_and(|last| last.target == cvm.revision && last.may_come_right());
     if !wanted_this {
         return Ok(false);
     }

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use casemate_types::guest::ImageRef;
+use jiff::Timestamp;
 
 use crate::app::App;
 use crate::app::Node;
@@ -74,6 +75,7 @@ pub async fn perform(app: &App, work: &Work, step: StepName) -> Result<Done, Tro
         StepName::Stop => match stop(app, driver, at, operation).await {
             Ok(Stopped::Off) => Ok(None),
             Ok(Stopped::StillRunning) => return Err(Trouble::Fail(stop_timed_out(operation))),
+            Ok(Stopped::Frozen { since }) => return Err(cannot_stop(operation, since)),
             Err(error) => Err(error),
         },
         StepName::Apply => within(app, driver.ensure_applied(at, &work.machine)).await.map(|()| None),
@@ -145,7 +147,7 @@ async fn before_the_stop(app: &App, node: &Node, work: &Work) -> Result<Option<S
 async fn runs(app: &App, node: &Node, work: &Work) -> Result<bool, Trouble> {
     let seen = within(app, node.driver.observe(&[work.cvm.vm_uuid])).await;
     let seen = seen.map_err(|error| trouble(app, &work.operation, node, error))?.pop();
-    Ok(seen.is_some_and(|seen| matches!(seen.guest, Guest::Booting { .. } | Guest::Done)))
+    Ok(seen.is_some_and(|seen| seen.guest.is_on()))
 }
 
 /// Do the contracts, if they have a say, allow this spec now? What is going to be started has to be one that gets its keys.
@@ -244,10 +246,26 @@ fn stop_timed_out(operation: &Operation) -> FailReason {
     FailReason { code: FailCode::StopTimedOut, message }
 }
 
+/// A machine that stands still cannot be asked to go down, and was not touched.
+fn cannot_stop(operation: &Operation, since: Timestamp) -> Trouble {
+    let why = driver::stands_still(since);
+    match operation.kind {
+        // Its guest is on its way down, and goes on with that.
+        Kind::PutBack => Trouble::Wait { what: format!("the machine: {why}"), detail: None },
+        _ => Trouble::Fail(FailReason {
+            code: FailCode::StandsStill,
+            message: format!(
+                "the guest cannot be asked to go down: {why}; `allow_force_stop` cuts its power"
+            ),
+        }),
+    }
+}
+
 /// Waits until the guest reports that it runs exactly what was asked for. A running process is not success.
 async fn observe(app: &App, driver: &dyn Driver, work: &Work) -> driver::Result<Observed> {
     // Counted from the first answer: a machine is not slow because its node was away.
     let mut deadline = None;
+    let begun = work.operation.current_step().and_then(|step| step.started_at);
     loop {
         let seen = within(app, driver.observe(&[work.cvm.vm_uuid])).await?.pop();
         let deadline = *deadline.get_or_insert_with(|| app.clock.now() + driver.boot_deadline());
@@ -266,12 +284,21 @@ async fn observe(app: &App, driver: &dyn Driver, work: &Work) -> driver::Result<
                 return Err(driver::Error::BootFailed("the machine went down while it booted".into()));
             }
             Guest::Off => return Err(driver::Error::BootFailed("the machine is off".into())),
-            Guest::Booting { progress } if app.clock.now() >= deadline => {
+            // That it stands still was known before. Another one is given its time to go on.
+            Guest::Frozen { since } if begun.is_none_or(|begun| *since < begun) => {
+                return Err(driver::Error::BootFailed(driver::stands_still(*since)));
+            }
+            Guest::Booting { .. } | Guest::Frozen { .. } if app.clock.now() >= deadline => {
                 let seconds = driver.boot_deadline().as_secs();
-                let what = format!("the guest did not report \"done\" within {seconds} s; last: {progress}");
+                let last = match &seen.guest {
+                    Guest::Booting { progress } => progress.clone(),
+                    Guest::Frozen { since } => driver::stands_still(*since),
+                    Guest::Off | Guest::Done | Guest::Failed { .. } | Guest::Exited => String::new(),
+                };
+                let what = format!("the guest did not report \"done\" within {seconds} s; last: {last}");
                 return Err(driver::Error::BootFailed(what));
             }
-            Guest::Booting { .. } => app.clock.sleep(driver.poll_interval()).await,
+            Guest::Booting { .. } | Guest::Frozen { .. } => app.clock.sleep(driver.poll_interval()).await,
         }
     }
 }

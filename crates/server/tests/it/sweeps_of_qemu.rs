@@ -26,6 +26,7 @@ use casemate_types::compose::ComposeDoc;
 use casemate_types::ids::OperationId;
 use casemate_types::patch::{CvmCreate, CvmPatch, CvmProvision, Sparse};
 use casemate_types::version::ApiVersion;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ use self::parts::{Clock, sha256};
 #[path = "../../src/driver/qemu/tests/fake.rs"]
 #[expect(clippy::unwrap_used, reason = "it is for tests alone, and shared with those of the library")]
 mod fake;
+mod frozen;
 mod vm_real;
 
 /// What the fake takes from here.
@@ -57,6 +59,12 @@ const MARK: &str = "socket,id=qmp,path=qmp.sock,server=on,wait=off";
 
 /// How long anything here may take, also where others work beside it.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Ports that no other test gets which runs beside this one, as far as can be helped.
+pub(crate) fn ports() -> std::ops::Range<u16> {
+    let process = u16::try_from(std::process::id() % 180).expect("a small number");
+    20_000 + process * 50..30_000
+}
 
 /// A web server with a volume.
 fn compose(image: &str) -> String {
@@ -150,6 +158,7 @@ impl Host {
             accel: Accel::Tcg,
             os_images: vec![self.os_images.clone()],
             capacity: Some(Booking { vcpu: 16, memory_mb: 65_536, disk_gb: 1024, gpus: 0 }),
+            ports: ports(),
             pace: Pace { booting: self.look, up: 2 * self.look, back_off: self.back_off, ..Pace::default() },
             ..QemuConfig::in_data(self.folder.path())
         }
@@ -223,10 +232,14 @@ fn processes(folder: &Path) -> Vec<PathBuf> {
 
 /// Ends them.
 fn crash(folder: &Path) {
+    send(folder, Signal::KILL);
+}
+
+/// Sends them a signal.
+fn send(folder: &Path, signal: Signal) {
     for process in processes(folder) {
-        let pid = process.file_name().and_then(|name| name.to_str()?.parse().ok());
-        let pid = pid.and_then(rustix::process::Pid::from_raw);
-        let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+        let pid = process.file_name().and_then(|name| name.to_str()?.parse().ok()).and_then(Pid::from_raw);
+        let _ = pid.map(|pid| kill_process(pid, signal));
     }
 }
 

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha384};
 
 use crate::client::Client;
+use crate::sweeps_of_qemu::ports;
 
 /// How long anything here may take. A boot takes seconds, and more where others work beside it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -46,6 +47,7 @@ impl Rig {
             accel: Accel::Tcg,
             os_images: vec![made.join("images")],
             capacity: Some(Booking { vcpu: 16, memory_mb: 64 * 1024, disk_gb: 1024, gpus: 0 }),
+            ports: ports(),
             pace: Pace { up: Duration::from_millis(200), ..Pace::default() },
             ..QemuConfig::in_data(data)
         };

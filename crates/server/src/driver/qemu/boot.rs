@@ -14,6 +14,11 @@ use super::slot::{Slot, lost};
 use super::{Host, calls, command, console, disk, files, ports, process, qmp, stage, watch};
 use crate::driver::{Error, Result};
 
+/// What QEMU says when somebody has taken a port since it was found free.
+const PORT_TAKEN: &str = "Could not set up host forwarding rule";
+/// How often that may happen to one boot.
+const PORT_TRIES: u32 = 5;
+
 /// Leave to boot a machine.
 pub(super) async fn permit(host: &Host) -> OwnedSemaphorePermit {
     Arc::clone(&host.boots).acquire_owned().await.expect("nobody closes it")
@@ -34,12 +39,19 @@ pub(super) async fn boot(
         let mut state = slot.lock();
         (state.failed, state.halted) = (None, None);
     }
-    let booted = match files_for(host, slot, &held, accelerator).await {
-        Ok(arguments) => spawn(host, slot, &arguments).await,
-        Err(error) => Err(error),
+    let (boot, mut tries) = (held.boot_count + 1, 0);
+    let booted = loop {
+        let booted = match files_for(host, slot, &held, accelerator).await {
+            Ok(arguments) => spawn(host, slot, boot, &arguments).await,
+            Err(error) => Err(error),
+        };
+        match booted {
+            Err(Error::BootFailed(why)) if why.contains(PORT_TAKEN) && tries < PORT_TRIES => tries += 1,
+            other => break other,
+        }
     };
     match booted {
-        Ok((boot, process)) => {
+        Ok(process) => {
             watch::begin(host, slot, boot, process, Some(permit));
             Ok(())
         }
@@ -77,7 +89,8 @@ async fn files_for(
     let ports = {
         let _room = host.room.lock().await;
         let taken = calls::taken_ports(host, slot);
-        let ports = ports::place(&ready.ports, &held.ports, &taken).map_err(Error::Refused)?;
+        let ports =
+            ports::place(&ready.ports, &held.ports, &taken, &host.config.ports).map_err(Error::Refused)?;
         slot.change(|record| record.held.iter_mut().for_each(|held| held.ports.clone_from(&ports)))?;
         ports
     };
@@ -127,18 +140,18 @@ fn boot_config(vm: VmUuid, boot: u64, ready: &Ready) -> BootConfig {
     }
 }
 
-/// Starts the process and waits until it answers. Number of the boot, and the process.
-async fn spawn(host: &Host, slot: &Slot, arguments: &[String]) -> Result<(u64, Process)> {
+/// Starts the process of this boot, and waits until it answers.
+async fn spawn(host: &Host, slot: &Slot, boot: u64, arguments: &[String]) -> Result<Process> {
     let now = host.clock.now();
     // Written before the process is there: whoever finds no process in it looks for one in the folder.
-    let boot = slot.change(|record| {
-        let held = record.held.as_mut()?;
-        held.boot_count += 1;
-        held.meant_on = true;
-        held.on = Some(On { process: None, going_down: None });
-        held.started_at = Some(now);
-        held.done_at = None;
-        Some(held.boot_count)
+    slot.change(|record| {
+        if let Some(held) = &mut record.held {
+            held.boot_count = boot;
+            held.meant_on = true;
+            held.on = Some(On { process: None, going_down: None });
+            held.started_at = Some(now);
+            held.done_at = None;
+        }
     })?;
     let process = Process::spawn(&host.config.program, arguments, &slot.folder)
         .map_err(|error| Error::BootFailed(format!("QEMU cannot be started: {error}")))?;
@@ -161,7 +174,7 @@ async fn spawn(host: &Host, slot: &Slot, arguments: &[String]) -> Result<(u64, P
             return Err(Error::BootFailed(format!("QEMU ended at once: {words}")));
         }
         match qmp::execute(&host.clock, &slot.folder, "query-status").await {
-            Ok(_) => return Ok((boot.unwrap_or_default(), process)),
+            Ok(_) => return Ok(process),
             Err(_) if host.clock.now() < deadline => host.clock.sleep(Duration::from_millis(20)).await,
             Err(error) => {
                 let _ = process.kill();

@@ -100,8 +100,9 @@ pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) 
                 return Ok(Stopped::Off);
             }
             let waited = host.clock.now().duration_since(asked_at).unsigned_abs();
+            let frozen = slot.frozen_since();
             match how {
-                Stop::Graceful { timeout, .. } if waited < timeout => {
+                Stop::Graceful { timeout, .. } if waited < timeout && frozen.is_none() => {
                     if asks.count == 0 {
                         going_down(slot, Some(LastStop::Graceful))?;
                     }
@@ -109,7 +110,7 @@ pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) 
                 Stop::Graceful { then: AfterTimeout::GiveUp, .. } => {
                     // If it goes down later, nobody wants that any more.
                     going_down(slot, None)?;
-                    return Ok(Stopped::StillRunning);
+                    return Ok(frozen.map_or(Stopped::StillRunning, |since| Stopped::Frozen { since }));
                 }
                 Stop::Graceful { then: AfterTimeout::Force, .. } | Stop::Force => {
                     going_down(slot, Some(LastStop::Forced))?;
@@ -228,7 +229,8 @@ pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
     let disk_gb = ready.machine.spec.disk_gb;
     disk::ensure(&slot.folder, has, disk_gb).await.map_err(Error::Refused)?;
     let had = held.map(|held| held.ports).unwrap_or_default();
-    let ports = ports::place(&ready.ports, &had, &taken_ports(host, slot)).map_err(Error::Refused)?;
+    let taken = taken_ports(host, slot);
+    let ports = ports::place(&ready.ports, &had, &taken, &host.config.ports).map_err(Error::Refused)?;
     slot.change(|record| {
         let held = match record.held.take() {
             Some(mut held) => {

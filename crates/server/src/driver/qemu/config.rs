@@ -1,5 +1,6 @@
 //! What is decided about a node that runs QEMU.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct QemuConfig {
     pub accel: Accel,
     /// Everything that can be booked; by default what the host has.
     pub capacity: Option<Booking>,
+    /// Ports of the host that stand in for those that are taken. Below those that Linux gives to outgoing connections.
+    pub ports: Range<u16>,
     /// How many machines may boot at once.
     pub boots_at_once: usize,
     /// A container image that no machine has, and that was not imported, is kept for so long after its last use.
@@ -126,6 +129,7 @@ impl QemuConfig {
             program: "qemu-system-x86_64".into(),
             accel: Accel::Auto,
             capacity: None,
+            ports: 20_000..30_000,
             boots_at_once: cores(),
             image_keep: images::KEEP,
             pace: Pace::default(),

@@ -21,15 +21,14 @@ async fn one(host: &Host, slot: &Slot, timeout: Duration) {
     let Some(process) = slot.process().filter(Process::is_alive) else { return };
     let mut asks = calls::Asks::default();
     let asked = async {
-        while process.is_alive() {
+        // One that stands still hears nothing.
+        while process.is_alive() && !process.is_stopped() {
             asks.ask(host, slot).await;
             calls::wait_for_end(host, slot, calls::LOOK).await;
         }
     };
-    let how = match host.clock.within(timeout, asked).await {
-        Some(()) => LastStop::Graceful,
-        None => LastStop::Forced,
-    };
+    host.clock.within(timeout, asked).await;
+    let how = if process.is_alive() { LastStop::Forced } else { LastStop::Graceful };
     if let Err(error) = calls::cut_power(host, slot).await {
         tracing::error!(%error, vm = %slot.vm, "a machine goes on running");
         return;

@@ -66,9 +66,9 @@ pub use self::config::{Accel, Accelerator, Pace, QemuConfig};
 
 /// What a node that runs QEMU can do.
 pub const ABILITIES: Abilities = Abilities { new_instance_id: true, fence: true, ports: true };
-/// A machine that takes longer than this to come up does not boot. Emulated, and several at once on few cores, they take their
-/// time.
-pub const BOOT_DEADLINE: Duration = Duration::from_secs(180);
+/// A machine that takes longer than this to come up does not boot. Emulated on two cores they take 2 to 3 s each, and only as many
+/// boot at a time as there are cores. What is larger takes longer: its images are verified on the way.
+pub const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 /// How often a booting machine is worth a look.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(200);
 

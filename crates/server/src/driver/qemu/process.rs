@@ -12,7 +12,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Resource, Signal, getrlimit, pidfd_open, pidfd_send_signal, prlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -62,10 +63,13 @@ impl Process {
         let mut child = tokio::process::Command::from(command).spawn()?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let pid = pid.ok_or_else(|| Error::other("a process without a number"))?;
-        let began = began(pid)?;
+        let known = keep_inside(pid).and_then(|()| began(pid));
+        if known.is_err() {
+            child.start_kill()?;
+        }
         // Nobody else may collect it.
         tokio::spawn(async move { child.wait().await });
-        Ok(Self { pid, began, host_boot })
+        Ok(Self { pid, began: known?, host_boot })
     }
 
     /// The machine that works in `folder`, if there is one. For folders whose record does not name it.
@@ -85,6 +89,11 @@ impl Process {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
             poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)).is_ok_and(|ended| ended == 0)
         })
+    }
+
+    /// Has somebody stopped it with a signal, so that it does nothing until it is let go on?
+    pub(super) fn is_stopped(&self) -> bool {
+        self.open().is_some() && stat(self.pid, 0).is_ok_and(|state| state == "T")
     }
 
     /// Ends when the process has.
@@ -120,7 +129,7 @@ impl Process {
     pub(super) fn kill(&self) -> Result<()> {
         match self.open() {
             Some(fd) => pidfd_send_signal(fd, Signal::KILL).or_else(|error| match error {
-                rustix::io::Errno::SRCH => Ok(()),
+                Errno::SRCH => Ok(()),
                 other => Err(other.into()),
             }),
             None => Ok(()),
@@ -135,6 +144,24 @@ impl Process {
         let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
         // Asked after the handle was made: the number cannot have changed hands in between.
         (began(self.pid).ok()? == self.began).then_some(fd)
+    }
+}
+
+/// Should it ever crash, nothing of its memory is kept: not only the guest's has secrets, but also the buffers by which they
+/// reach it. No core dump is written, and one that a program takes over, for which there is no limit (core(5)), has nothing in it.
+fn keep_inside(pid: i32) -> Result<()> {
+    let mut limit = getrlimit(Resource::Core);
+    limit.current = Some(0);
+    match prlimit(Pid::from_raw(pid), Resource::Core, limit) {
+        Ok(_) | Err(Errno::SRCH) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match std::fs::write(format!("/proc/{pid}/coredump_filter"), "0") {
+        // This kernel has no core dumps, or the process has ended.
+        Err(error) if [Some(Errno::NOENT), Some(Errno::SRCH)].contains(&Errno::from_io_error(&error)) => {
+            Ok(())
+        }
+        other => other,
     }
 }
 
@@ -171,11 +198,20 @@ pub(super) fn host_boot() -> Result<String> {
 
 /// Field 22 of `/proc/PID/stat` (proc_pid_stat(5)): when the process began.
 fn began(pid: i32) -> Result<u64> {
+    stat(pid, 19)?.parse().map_err(|_| another_form())
+}
+
+/// A field of `/proc/PID/stat`, counted from the third, which is the first after the name.
+fn stat(pid: i32, field: usize) -> Result<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is a name in brackets, which may hold anything.
+    // The name is in brackets, and may hold anything.
     let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest);
-    let field = after_name.and_then(|rest| rest.split(' ').nth(19)).and_then(|field| field.parse().ok());
-    field.ok_or_else(|| Error::new(ErrorKind::InvalidData, "/proc/PID/stat has another form"))
+    let field = after_name.and_then(|rest| rest.split(' ').nth(field));
+    field.map(str::to_owned).ok_or_else(another_form)
+}
+
+fn another_form() -> Error {
+    Error::new(ErrorKind::InvalidData, "/proc/PID/stat has another form")
 }
 
 /// A socket of a folder, whatever the length of the folder's path: an address holds 107 bytes.
@@ -201,6 +237,19 @@ mod tests {
         rebooted.kill().unwrap();
         later.kill().unwrap();
         assert!(process.is_alive(), "no other process was meant");
+        let signal = |signal| rustix::process::kill_process(Pid::from_raw(process.pid).unwrap(), signal);
+        let clock = crate::clock::Clock::system();
+        for (sent, stopped) in [(Signal::STOP, true), (Signal::CONT, false)] {
+            signal(sent).unwrap();
+            // It takes its signal when it is its turn.
+            let taken = async {
+                while process.is_stopped() != stopped {
+                    clock.sleep(Duration::from_millis(1)).await;
+                }
+            };
+            clock.within(Duration::from_secs(10), taken).await.unwrap();
+            assert!(process.is_alive() && !later.is_stopped());
+        }
         process.kill().unwrap();
         process.ended().await;
         assert!(!process.is_alive());

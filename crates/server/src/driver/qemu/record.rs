@@ -60,6 +60,9 @@ pub(super) struct Held {
     pub(super) restarts: u32,
     /// It is on, as far as was seen.
     pub(super) on: Option<On>,
+    /// Since when its process is stopped by a signal, as far as was seen.
+    #[serde(default)]
+    pub(super) frozen_since: Option<Timestamp>,
     pub(super) started_at: Option<Timestamp>,
     /// When the guest of the last boot was up.
     pub(super) done_at: Option<Timestamp>,
@@ -126,6 +129,7 @@ impl Held {
             boot_count: 0,
             restarts: 0,
             on: None,
+            frozen_since: None,
             started_at: None,
             done_at: None,
             stopped_at: None,
@@ -141,6 +145,7 @@ impl Held {
         let how = on.going_down.unwrap_or(LastStop::Crashed);
         self.stopped_at = Some(now);
         self.last_stop = Some(how);
+        self.frozen_since = None;
         self.meant_on &= how == LastStop::Crashed;
     }
 

@@ -178,15 +178,27 @@ impl Slot {
         self.lock().record.held.as_ref().map(|held| held.now.machine.spec.outline())
     }
 
+    /// Since when its process is stopped by a signal, as far as was seen.
+    pub(super) fn frozen_since(&self) -> Option<Timestamp> {
+        self.lock().record.held.as_ref()?.frozen_since
+    }
+
     /// Its process, if it is on.
     pub(super) fn process(&self) -> Option<Process> {
         self.lock().record.held.as_ref()?.on.as_ref()?.process.clone()
     }
 
-    /// Takes note of a process that has ended. True if the machine is on.
+    /// Takes note of a process that has ended, or stands still. True if the machine is on.
     pub(super) fn settle(&self, now: Timestamp) -> bool {
         match self.process() {
-            Some(process) if process.is_alive() => true,
+            Some(process) if process.is_alive() => {
+                let stopped = process.is_stopped();
+                self.happened(|held| match held.frozen_since {
+                    Some(_) if stopped => {}
+                    _ => held.frozen_since = stopped.then_some(now),
+                });
+                true
+            }
             Some(process) => {
                 self.happened(|held| {
                     // Not another one, that was started since.
@@ -277,6 +289,9 @@ fn guest(
     now: Timestamp,
 ) -> Guest {
     let booting = |progress: &str| Guest::Booting { progress: progress.to_owned() };
+    if let Some(since) = held.frozen_since.filter(|_| on) {
+        return Guest::Frozen { since };
+    }
     if let Some(why) = state.halted.filter(|_| on) {
         return booting(why);
     }

@@ -51,6 +51,12 @@ fn program(folder: &Path) -> PathBuf {
     program
 }
 
+/// Ports that no other test gets which runs beside this one, as far as can be helped.
+pub(super) fn ports() -> std::ops::Range<u16> {
+    let process = u16::try_from(std::process::id() % 180).unwrap();
+    20_000 + process * 50..30_000
+}
+
 pub(super) fn rig() -> FakeRig {
     let folder = tempfile::tempdir().unwrap();
     let os_images = folder.path().join("os");
@@ -61,6 +67,7 @@ pub(super) fn rig() -> FakeRig {
         accel: Accel::Tcg,
         os_images: vec![os_images],
         capacity: Some(Booking { vcpu: 16, memory_mb: 64 * 1024, disk_gb: 1024, gpus: 0 }),
+        ports: ports(),
         pace: Pace {
             booting: Duration::from_millis(10),
             up: Duration::from_millis(20),

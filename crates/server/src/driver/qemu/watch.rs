@@ -51,6 +51,7 @@ async fn attend(host: &Host, slot: &Slot, boot: u64, mut permit: Option<OwnedSem
             Ok(_) => false,
             Err(error) => {
                 tracing::trace!(%error, vm = %slot.vm, "a guest does not answer");
+                slot.settle(host.clock.now());
                 if let Ok(halted) = go_on(host, slot).await {
                     slot.lock().halted = halted;
                 }

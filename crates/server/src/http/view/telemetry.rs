@@ -58,6 +58,10 @@ pub fn guest(app: &App, cvm: &Cvm) -> Result<Guest> {
             guest.boot_error.get_or_insert_with(|| error.clone());
             false
         }
+        driver::Guest::Frozen { since } => {
+            guest.boot_error.get_or_insert_with(|| driver::stands_still(*since));
+            true
+        }
         driver::Guest::Exited => {
             guest.boot_progress =
                 seen.comes_back.then(|| "it went down by itself; its node starts it again".to_owned());
@@ -99,6 +103,7 @@ pub fn observed(seen: &Observed) -> wire::Observed {
             driver::Guest::Booting { .. } => wire::Status::Starting,
             driver::Guest::Done => wire::Status::Running,
             driver::Guest::Failed { .. } => wire::Status::Failed,
+            driver::Guest::Frozen { .. } => wire::Status::Error,
             driver::Guest::Exited => wire::Status::Exited,
         },
         boot_count: seen.boot_count,

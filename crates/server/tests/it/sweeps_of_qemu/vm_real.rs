@@ -123,3 +123,8 @@ fn an_update_of_a_real_machine_is_not_harmed_by_a_worker_that_is_late() {
         }
     });
 }
+
+#[test]
+fn a_real_machine_that_stands_still_is_told_of_and_well_again_when_it_goes_on() {
+    frozen::tells_and_recovers(&Host::real());
+}

@@ -32,6 +32,12 @@ pub(super) const TAKES_ITS_TIME: &str = "fake: takes its time";
 /// User config for which the hypervisor itself does not start.
 pub(super) const ENDS: &str = "fake: ends";
 
+/// File in the machine's folder for which the guest says nothing.
+pub(super) const MUTE: &str = "mute";
+
+/// File in the node's folder by which one machine does not get its ports. It goes with that.
+pub(super) const NO_PORT: &str = "no-port";
+
 /// How long a boot takes.
 const BOOT_TIME: Duration = Duration::from_millis(30);
 
@@ -53,6 +59,10 @@ async fn play() {
     let behaviour = config.user_config.clone().unwrap_or_default();
     if behaviour == ENDS {
         eprintln!("fake: this machine cannot be made");
+        std::process::exit(1);
+    }
+    if std::fs::remove_file(Path::new("..").join(NO_PORT)).is_ok() {
+        eprintln!("fake: Could not set up host forwarding rule 'tcp:127.0.0.1:20000-:80'");
         std::process::exit(1);
     }
     if behaviour == FREEZES {
@@ -132,6 +142,9 @@ impl Guest {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             while let Ok(question) = receive(&mut stream).await {
+                while Path::new(MUTE).exists() {
+                    self.clock.sleep(Duration::from_millis(5)).await;
+                }
                 let power_off = question.ask == Ask::PowerOff;
                 let text =
                     serde_json::to_vec(&Answer { id: question.id, reply: self.reply(question.ask) }).unwrap();

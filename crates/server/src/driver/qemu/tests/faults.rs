@@ -3,8 +3,9 @@
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::super::process;
-use super::fake::{CRASHES, ENDS, FREEZES, HANGS, SLOW, TAKES_ITS_TIME};
+use super::fake::{CRASHES, ENDS, FREEZES, HANGS, MUTE, NO_PORT, SLOW, TAKES_ITS_TIME};
 use super::*;
+use crate::cvm::spec::Compose;
 use crate::driver::{AfterTimeout, Guest, LastStop};
 
 pub(super) fn at(generation: u64) -> At {
@@ -142,20 +143,60 @@ async fn a_process_that_the_record_does_not_name_yet_is_found() {
 }
 
 #[tokio::test]
-async fn a_frozen_machine_is_said_not_to_answer_and_can_be_brought_down() {
+async fn a_guest_that_says_nothing_is_said_not_to_answer() {
     let rig = rig();
     create(&rig, &rig.machine(1)).await.unwrap();
     until(&rig, is_done).await;
-    let process = rig.process().unwrap();
-    kill_process(Pid::from_raw(process.pid()).unwrap(), Signal::STOP).unwrap();
+    std::fs::write(rig.machine_folder().join(MUTE), "").unwrap();
     until(&rig, |seen| seen.guest == Guest::Booting { progress: "the guest does not answer".into() }).await;
-    kill_process(Pid::from_raw(process.pid()).unwrap(), Signal::CONT).unwrap();
+    std::fs::remove_file(rig.machine_folder().join(MUTE)).unwrap();
     until(&rig, is_done).await;
-    kill_process(Pid::from_raw(process.pid()).unwrap(), Signal::STOP).unwrap();
-    let how = Stop::Graceful { timeout: Duration::from_millis(300), then: AfterTimeout::Force };
-    rig.qemu().ensure_stopped(at(2), how).await.unwrap();
-    assert_eq!(until(&rig, |_| true).await.guest, Guest::Off);
+}
+
+#[tokio::test]
+async fn a_machine_that_stands_still_is_known_by_its_process() {
+    let mut rig = rig();
+    create(&rig, &rig.machine(1)).await.unwrap();
+    let before = until(&rig, is_done).await;
+    let process = rig.process().unwrap();
+    let signal = |signal| kill_process(Pid::from_raw(process.pid()).unwrap(), signal).unwrap();
+    let is_frozen = |seen: &Observed| matches!(seen.guest, Guest::Frozen { .. });
+    signal(Signal::STOP);
+    let frozen = until(&rig, is_frozen).await;
+    // Nobody waits for it, and it is as it was.
+    let how = |then| Stop::Graceful { timeout: Duration::from_secs(1200), then };
+    let Guest::Frozen { since } = frozen.guest else { panic!("{frozen:?}") };
+    let stop = rig.qemu().ensure_stopped(at(2), how(AfterTimeout::GiveUp));
+    let left = rig.clock.within(Duration::from_secs(20), stop).await.expect("at once");
+    assert_eq!(left, Ok(Stopped::Frozen { since }));
+    // Another server says the same of it.
+    rig.open();
+    assert_eq!(until(&rig, is_frozen).await, Observed { generation: 2, ..frozen });
+    signal(Signal::CONT);
+    assert_eq!(until(&rig, is_done).await, Observed { generation: 2, ..before });
+
+    signal(Signal::STOP);
+    until(&rig, is_frozen).await;
+    let stop = rig.qemu().ensure_stopped(at(3), how(AfterTimeout::Force));
+    let cut = rig.clock.within(Duration::from_secs(20), stop).await.expect("at once");
+    assert_eq!(cut, Ok(Stopped::Off));
+    let off = until(&rig, |_| true).await;
+    assert_eq!((off.guest, off.last_stop), (Guest::Off, Some(LastStop::Forced)));
     assert!(!process.is_alive());
+}
+
+#[tokio::test]
+async fn a_host_that_goes_down_does_not_wait_for_a_machine_that_stands_still() {
+    let mut rig = rig();
+    create(&rig, &rig.machine(1)).await.unwrap();
+    until(&rig, is_done).await;
+    kill_process(Pid::from_raw(rig.process().unwrap().pid()).unwrap(), Signal::STOP).unwrap();
+    until(&rig, |seen| matches!(seen.guest, Guest::Frozen { .. })).await;
+    let down = rig.qemu().shut_down(Duration::from_secs(1200));
+    rig.clock.within(Duration::from_secs(20), down).await.expect("at once");
+    assert!(rig.process().is_none());
+    rig.open();
+    assert_eq!(until(&rig, is_done).await.last_stop, Some(LastStop::Forced));
 }
 
 #[tokio::test]
@@ -255,7 +296,7 @@ async fn what_is_missing_is_named_before_anything_is_touched() {
         let mut machine = rig.machine(2);
         let mut document = machine.spec.compose.parsed();
         document.set_docker_compose_file(compose);
-        machine.spec.compose = crate::cvm::spec::Compose::new(&document);
+        machine.spec.compose = Compose::new(&document);
         machine
     };
     for (generation, compose, expected) in [
@@ -629,6 +670,94 @@ async fn a_lost_or_damaged_record_costs_no_data() {
     rig.open();
     assert_eq!(until(&rig, is_done).await.boot_count, 1);
     assert_eq!(rig.process(), Some(process), "put in order, it is as it was");
+}
+
+/// A machine that publishes ports of which none can have its own number on the host.
+fn publishing(rig: &FakeRig, number: u128) -> (At, Machine) {
+    let mut machine = rig.machine(1);
+    let mut document = machine.spec.compose.parsed();
+    document.set_docker_compose_file(
+        "services:\n  web:\n    image: web:1\n    ports: ['80:80', '81:81', '82:82']\n",
+    );
+    machine.spec.compose = Compose::new(&document);
+    (At { vm: VmUuid(uuid::Uuid::from_u128(number)), generation: 1 }, machine)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn machines_that_boot_at_once_share_no_port_and_take_none_of_anybody() {
+    let mut rig = rig();
+    rig.config.boots_at_once = 8;
+    rig.open();
+    let machines: Vec<_> = (1..=8).map(|number| publishing(&rig, number)).collect();
+    let ports = async || -> Vec<u16> {
+        let all = rig.qemu().inventory().await.unwrap();
+        let ports: Vec<u16> = all.iter().flat_map(|seen| &seen.ports).map(|port| port.host).collect();
+        let different: std::collections::BTreeSet<u16> = ports.iter().copied().collect();
+        assert_eq!((ports.len(), different.len()), (24, 24), "{ports:?}");
+        ports
+    };
+    let all_at_once = machines.iter().map(async |(at, machine)| {
+        rig.qemu().ensure_staged(*at, machine).await.unwrap();
+        rig.qemu().ensure_applied(*at, machine).await.unwrap();
+        rig.qemu().ensure_started(*at).await.unwrap();
+    });
+    futures_util::future::join_all(all_at_once).await;
+    let before = ports().await;
+    let next = |at: At| At { generation: 2, ..at };
+    for (at, _) in &machines {
+        rig.qemu().ensure_stopped(next(*at), Stop::Force).await.unwrap();
+    }
+    // Meanwhile somebody listens on one port of each.
+    let listen = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).unwrap();
+    let others: Vec<_> = before.iter().step_by(3).map(listen).collect();
+    let all_at_once =
+        machines.iter().map(async |(at, _)| rig.qemu().ensure_started(next(*at)).await.unwrap());
+    futures_util::future::join_all(all_at_once).await;
+    let now = ports().await;
+    for other in &others {
+        let port = other.local_addr().unwrap().port();
+        assert!(!now.contains(&port), "{port} is somebody else's: {now:?}");
+    }
+    let kept = before.iter().filter(|port| now.contains(port)).count();
+    assert_eq!(kept, 16, "what nobody took stays: {before:?}, {now:?}");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_at_the_last_moment_is_replaced() {
+    let rig = rig();
+    let taken = rig.config.folder.join(NO_PORT);
+    std::fs::write(&taken, "").unwrap();
+    create(&rig, &rig.machine(1)).await.unwrap();
+    let seen = until(&rig, is_done).await;
+    assert_eq!(seen.boot_count, 1, "one boot, whatever it took");
+    assert!(!taken.exists());
+    let errors = rig.qemu().logs(VM, &LogChannel::Stderr).await.unwrap();
+    let said = |line: &LogLine| line.text.contains("Could not set up host forwarding rule");
+    assert!(errors.iter().any(said), "{errors:?}");
+}
+
+#[tokio::test]
+async fn an_image_that_is_being_fetched_keeps_no_other_machine_waiting() {
+    let rig = rig();
+    // It takes the question and says nothing.
+    let registry = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut machine = rig.machine(1);
+    let mut document = machine.spec.compose.parsed();
+    let image = format!("{}/web:1", registry.local_addr().unwrap());
+    document.set_docker_compose_file(&format!("services:\n  web:\n    image: {image}\n"));
+    machine.spec.compose = Compose::new(&document);
+    let other = At { vm: VmUuid(uuid::Uuid::from_u128(2)), generation: 1 };
+    let qemu = rig.qemu().clone();
+    let stage = tokio::spawn(async move { qemu.ensure_staged(other, &machine).await });
+    let asked = tokio::task::spawn_blocking(move || registry.accept().map(|(stream, _)| (stream, registry)));
+    let asked = rig.clock.within(Duration::from_secs(30), asked).await.expect("it is asked");
+    create(&rig, &rig.machine(1)).await.unwrap();
+    until(&rig, is_done).await;
+    update(&rig, 2, &rig.machine(2)).await.unwrap();
+    until(&rig, |seen| is_done(seen) && seen.revision == 2).await;
+    assert!(!stage.is_finished(), "it is still being fetched");
+    drop(asked);
+    stage.abort();
 }
 
 #[tokio::test]

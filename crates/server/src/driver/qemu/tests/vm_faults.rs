@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit, setrlimit};
 
 use super::super::process;
 use super::faults::{at, files};
@@ -72,12 +72,8 @@ fn an_update_survives_kills_of_the_server_and_of_the_machine() {
         let again = rig.until(|seen| seen.boot_count == boots + 2 && seen.guest == Guest::Done).await;
         assert_eq!(again.revision, 5);
         assert_eq!(served(&rig, again.ports[0].host, "/").await, "web 1");
-        // One that stands still is brought down all the same.
         let process = rig.0.process().unwrap();
-        kill_process(Pid::from_raw(process.pid()).unwrap(), Signal::STOP).unwrap();
-        let how = Stop::Graceful { timeout: Duration::from_millis(300), then: AfterTimeout::Force };
-        assert_eq!(rig.0.qemu().ensure_stopped(at(6), how).await, Ok(Stopped::Off));
-        rig.0.qemu().ensure_absent(at(7)).await.unwrap();
+        rig.0.qemu().ensure_absent(at(6)).await.unwrap();
         assert!(!process.is_alive());
         assert_eq!(process::below(&rig.0.config.folder.canonicalize().unwrap()), []);
     });
@@ -155,6 +151,42 @@ async fn a_machine_reaches_nothing_outside_and_its_secrets_stay_inside() {
         }
     }
     rig.0.qemu().ensure_absent(at(2)).await.unwrap();
+}
+
+/// Whoever lets core dumps be written gets none of its memory: neither the guest's, nor what passed through QEMU.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_crashes_leaves_nothing_of_its_memory() {
+    // This process allows what its children are to be kept from.
+    let most = getrlimit(Resource::Core).maximum;
+    let all = Rlimit { current: most, maximum: most };
+    setrlimit(Resource::Core, all).unwrap();
+    let rig = RealRig::new();
+    let folder = rig.0.machine_folder();
+    let cores = || files(&folder).into_iter().filter(|name| name.starts_with("core")).collect::<Vec<_>>();
+    let seen = start(&rig, &rig.machine(1)).await;
+    let abort = async |boot_count: u64| {
+        kill_process(Pid::from_raw(rig.0.process().unwrap().pid()).unwrap(), Signal::ABORT).unwrap();
+        rig.until(|now| now.boot_count > boot_count && now.guest == Guest::Done).await.boot_count
+    };
+    let boot_count = abort(seen.boot_count).await;
+    assert_eq!(cores(), [""; 0]);
+    // Also where somebody allows it, or a program takes it over that no limit keeps from it.
+    let pid = rig.0.process().unwrap().pid();
+    let filter = std::fs::read_to_string(format!("/proc/{pid}/coredump_filter")).unwrap();
+    let limit = prlimit(Pid::from_raw(pid), Resource::Core, all).unwrap();
+    assert_eq!((filter.trim(), limit.current), ("00000000", Some(0)));
+    abort(boot_count).await;
+    // Whether it is a file, and where, is for this host to say.
+    let is_file = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap().starts_with("core");
+    let cores = cores();
+    assert_eq!(cores.len(), usize::from(is_file), "{cores:?}");
+    for core in cores {
+        let core = std::fs::read(folder.join(core)).unwrap();
+        assert!(core.len() < 8 << 20, "{} bytes", core.len());
+        for secret in [b"s3cret-value".to_vec(), vec![7; 32], hex::encode([7; 32]).into_bytes()] {
+            assert!(!contains(&core, &secret), "{} bytes have a secret", core.len());
+        }
+    }
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {

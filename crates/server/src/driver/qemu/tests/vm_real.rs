@@ -45,6 +45,7 @@ impl RealRig {
             accel: Accel::Tcg,
             os_images: vec![made.join("images")],
             capacity: Some(Booking { vcpu: 16, memory_mb: 64 * 1024, disk_gb: 1024, gpus: 0 }),
+            ports: ports(),
             pace: Pace {
                 up: Duration::from_millis(200),
                 back_off: Duration::from_millis(50),
