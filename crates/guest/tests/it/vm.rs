@@ -131,8 +131,10 @@ fn vm_gives_every_service_its_own_network() {
     image: web:2
     depends_on: [one]
     ports: ['82:8080']
-    entrypoint: [sh, -c, 'until wget -qO /dev/null http://one:8080/; do sleep 0.1; done;
-      wget -qO - http://one:8080/ http://first:8080/ && hostname && id -u && exec /bin/server']
+    entrypoint:
+    - sh
+    - -c
+    - for name in one first; do until wget -qO - http://$$name:8080/; do sleep 0.1; done; done; hostname; id -u; exec /bin/server
     user: web
   one: {image: 'web:1', container_name: first, ports: ['81:8080']}
 ";
@@ -141,19 +143,18 @@ fn vm_gives_every_service_its_own_network() {
     let report = vm.done();
     let names: Vec<&str> = report.containers.iter().map(|container| container.service.as_str()).collect();
     assert_eq!(names, ["two", "one"], "in the order of the file");
+    // Started is not the same as listening.
+    let lines = wait_for("the log", || {
+        let (lines, _) = texts(&mut vm, "two", 0);
+        let lines: Vec<String> = lines.into_iter().filter(|line| !line.starts_with("wget: ")).collect();
+        (lines.len() >= 5).then_some(lines)
+    });
+    assert_eq!(lines[..5], ["web 1", "web 1", "two", "1000", "web 2 listens on port 8080"]);
     assert_eq!(
         (vm.get(81, "/"), vm.get(82, "/")),
         ("web 1".to_owned(), "web 2".to_owned()),
         "both on the same port of their own"
     );
-    // Started is not the same as listening.
-    let not_yet = "wget: can't connect to remote host";
-    let lines = wait_for("the log", || {
-        let (lines, _) = texts(&mut vm, "two", 0);
-        let lines: Vec<String> = lines.into_iter().filter(|line| !line.starts_with(not_yet)).collect();
-        (lines.len() >= 5).then_some(lines)
-    });
-    assert_eq!(lines[..5], ["web 1", "web 1", "two", "1000", "web 2 listens on port 8080"]);
     assert!(matches!(vm.ask(Ask::Logs { service: "none".to_owned(), from: 0, limit: 1 }), Reply::Error(_)));
 }
 
