@@ -10,7 +10,7 @@ use crate::cpio::Tree;
 use crate::{Result, elf, make_folder, modules, read, sha256, write};
 
 /// Modules that the agent's work needs, beside what they depend on.
-const MODULES: [&str; 9] = [
+const MODULES: [&str; 10] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
@@ -19,6 +19,7 @@ const MODULES: [&str; 9] = [
     "button",
     "evdev",
     "overlay",
+    "squashfs",
     "veth",
 ];
 

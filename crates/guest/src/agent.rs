@@ -9,15 +9,13 @@ use std::time::Duration;
 
 use casemate_types::compose::{ComposeDoc, ServiceSpec, start_order};
 use casemate_types::env::{EnvVar, decode_blob};
-use casemate_types::guest::{
-    BOOT_CONFIG, BootConfig, Container, DATA_DISK, Evidence, IMAGES_DISK, Phase, Report,
-};
+use casemate_types::guest::{BOOT_CONFIG, BootConfig, Container, DATA_DISK, Evidence, Phase, Report};
 use casemate_types::ids::ComposeHash;
 use rustix::process::Pid;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::image::{Images, Process};
+use crate::image::Image;
 use crate::logs::Log;
 use crate::measure::{EventLog, init_scripts};
 use crate::supervise::Service;
@@ -158,33 +156,27 @@ fn open_env(machine: &Machine, sealed: &str, document: &ComposeDoc) -> Result<Ve
     Ok(vars)
 }
 
-/// Unpacks the images and starts the containers.
+/// Verifies the images and starts the containers.
 fn run(machine: &Arc<Machine>, services: &[ServiceSpec], env: &[(String, String)]) -> Result<()> {
     let value_of = |name: &str| env.iter().find(|(there, _)| there == name).map(|(_, value)| value.clone());
-    let _ = fs::remove_dir_all("/data/run");
-    let images = Images::open(&disk::by_serial(IMAGES_DISK)?)?;
-    let mut unpacked: HashMap<&str, Process> = HashMap::new();
+    let _ = fs::remove_dir_all(bundle::SERVICES);
+    let mut images: HashMap<&str, Image> = HashMap::new();
     for image in &machine.config.images {
         let is_used = services.iter().any(|service| service.image == image.reference);
-        if !is_used || unpacked.contains_key(image.digest.as_str()) {
+        if !is_used || images.contains_key(image.digest.as_str()) {
             continue;
         }
-        machine.progress(format!("unpacking the image {}", image.reference));
-        let root = image_root(&image.digest);
-        fs::create_dir_all(&root).doing(format_args!("cannot make {}", root.display()))?;
-        let process =
-            images.unpack(&image.digest, &root).doing(format_args!("image `{}`", image.reference))?;
-        unpacked.insert(&image.digest, process);
+        machine.progress(format!("verifying the image {}", image.reference));
+        images.insert(&image.digest, Image::open(image)?);
     }
     for at in start_order(services) {
         let spec = services[at].with(&value_of).map_err(|error| error.message)?;
         let digest = machine.digest_of(&spec.image);
-        let process = digest.and_then(|digest| unpacked.get(digest)).ok_or_else(|| {
+        let image = digest.and_then(|digest| images.get(digest)).ok_or_else(|| {
             format!("service `{}`: the machine was given no image `{}`", spec.name, spec.image)
         })?;
         machine.progress(format!("starting the service {}", spec.name));
-        let root = image_root(digest.unwrap_or_default());
-        let bundle = bundle::make(&spec, process, &root)?;
+        let bundle = bundle::make(&spec, image)?;
         machine.know().signals[at] = bundle.stop_signal.clone();
         let log = machine.log(&spec.name).ok_or("a service without a log")?;
         for port in &spec.ports {
@@ -193,11 +185,6 @@ fn run(machine: &Arc<Machine>, services: &[ServiceSpec], env: &[(String, String)
         supervise::start(machine, Service { at, spec, bundle, log })?;
     }
     Ok(())
-}
-
-fn image_root(digest: &str) -> std::path::PathBuf {
-    // A digest that is a hash has no character that a path could stumble over; one that is none was not unpacked.
-    Path::new(bundle::IMAGES).join(digest.trim_start_matches("sha256:"))
 }
 
 impl Machine {

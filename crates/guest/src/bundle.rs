@@ -7,16 +7,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use casemate_rootfs::Process;
 use casemate_types::compose::ServiceSpec;
 use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
 use crate::disk::DATA;
-use crate::image::Process;
-use crate::{Doing, Result, network, unpack};
+use crate::image::Image;
+use crate::{Doing, Result, inside, network};
 
-/// Roots of images, made anew at every boot.
-pub(crate) const IMAGES: &str = "/data/run/images";
 /// What the containers change in their roots, gone at the next boot.
 pub(crate) const SERVICES: &str = "/data/run/services";
 /// Configurations, in memory only: they have the opened environment.
@@ -54,22 +53,22 @@ const CAPABILITIES: [&str; 13] = [
 ];
 
 /// Makes a service's container out of its image. Variables are in their places by now.
-pub(crate) fn make(service: &ServiceSpec, image: &Process, image_root: &Path) -> Result<Bundle> {
-    let name = &service.name;
+pub(crate) fn make(service: &ServiceSpec, image: &Image) -> Result<Bundle> {
+    let (name, lower, image) = (&service.name, &image.root, &image.process);
     let own = Path::new(SERVICES).join(name);
     let (root, upper, work) = (own.join("root"), own.join("upper"), own.join("work"));
     for folder in [&root, &upper, &work] {
         fs::create_dir_all(folder).doing(format_args!("cannot make {}", folder.display()))?;
     }
     let layers =
-        format!("lowerdir={},upperdir={},workdir={}", image_root.display(), upper.display(), work.display());
+        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
     let layers = std::ffi::CString::new(layers).doing("a path with a zero byte")?;
     mount("overlay", &root, "overlay", MountFlags::empty(), layers.as_c_str())
         .doing(format_args!("cannot mount the root of `{name}`"))?;
 
     let user = User::find(service.user.as_deref().unwrap_or(&image.user), &|path| {
         let mut text = String::new();
-        unpack::open(&root, path).ok()?.read_to_string(&mut text).ok()?;
+        inside::open(&root, path).ok()?.read_to_string(&mut text).ok()?;
         Some(text)
     })
     .map_err(|reason| format!("service `{name}`: {reason}"))?;
@@ -79,7 +78,7 @@ pub(crate) fn make(service: &ServiceSpec, image: &Process, image_root: &Path) ->
         .flatten()
         .find(|cwd| !cwd.is_empty())
         .unwrap_or("/");
-    unpack::make_folder(&root, Path::new(cwd))
+    inside::make_folder(&root, Path::new(cwd))
         .doing(format_args!("service `{name}`: cannot make its folder {cwd}"))?;
     let mut volumes = Vec::new();
     for volume in &service.volumes {
@@ -116,7 +115,7 @@ fn make_volume(name: &str, root: &Path, target: &str) -> Result<PathBuf> {
     // Filled beside it and renamed, so that a machine that dies in between begins again.
     let _ = fs::remove_dir_all(&fresh);
     fs::create_dir_all(&fresh).doing("cannot make its folder")?;
-    if let Ok(image) = unpack::open(root, target.trim_start_matches('/'))
+    if let Ok(image) = inside::open(root, target.trim_start_matches('/'))
         && image.metadata().is_ok_and(|image| image.is_dir())
     {
         // By handle: the path may have links, which were followed as the container would.

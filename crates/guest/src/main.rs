@@ -11,8 +11,9 @@
 //! | [`channel`] | the driver's questions, over a virtio-serial port |
 //! | [`measure`] | the event log and the register that stands for it |
 //! | [`environment`] | the sealed environment, opened |
-//! | [`disk`], [`image`], [`unpack`] | disks by serial number; images on one of them; their layers made into a root |
-//! | [`bundle`], [`supervise`], [`logs`], [`forward`] | a container's configuration; its life; its output; its ports |
+//! | [`disk`], [`image`] | disks by serial number; images, each on one of them |
+//! | [`bundle`], [`inside`] | a container's configuration; files of its root |
+//! | [`supervise`], [`logs`], [`forward`] | a container's life; its output; its ports |
 //! | [`network`] | the machine's network, and one for each container |
 //! | [`power`], [`stats`] | the way down; what the machine uses |
 
@@ -25,13 +26,13 @@ mod environment;
 mod forward;
 mod image;
 mod init;
+mod inside;
 mod logs;
 mod measure;
 mod network;
 mod power;
 mod stats;
 mod supervise;
-mod unpack;
 
 /// What went wrong, in words that a person reads in the CVM's status.
 type Result<T, E = String> = std::result::Result<T, E>;

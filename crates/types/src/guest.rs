@@ -19,9 +19,8 @@ pub const BOOT_CONFIG: &str = "opt/casemate/boot";
 pub const AGENT_PORT: &str = "casemate.agent";
 /// Serial number of the disk that is the machine's own and survives updates.
 pub const DATA_DISK: &str = "data";
-/// Serial number of the read-only disk with the container images: a tar archive in the OCI image layout, followed by zeros.
-/// Under `blobs/sha256/` it has the manifests that [`BootConfig::images`] names, and what those name in turn.
-pub const IMAGES_DISK: &str = "images";
+/// How many different container images a machine has room for: each is a disk of its own.
+pub const MAX_IMAGES: usize = 64;
 /// Bytes of one frame, without its length.
 pub const MAX_FRAME: usize = 4 * 1024 * 1024;
 
@@ -48,7 +47,8 @@ pub struct BootConfig {
     pub user_config: Option<String>,
     /// SHA-256 of the OS image's digest list, in hex.
     pub os_image_hash: String,
-    /// The container images, each by the reference that the compose file has and the digest that it was resolved to.
+    /// The container images, each by the reference that the compose file has and the digest that it was resolved to. Each
+    /// digest has a read-only disk, by [its serial number](image_serial), as the crate `casemate-rootfs` makes and verifies it.
     pub images: Vec<ImageRef>,
 }
 
@@ -59,6 +59,13 @@ pub struct ImageRef {
     pub reference: String,
     /// Digest of its manifest for this machine's platform, `sha256:…`.
     pub digest: String,
+}
+
+/// Serial number of the disk with the image of this digest: as much of what follows `sha256:` as virtio has room for, which
+/// is 20 bytes.
+pub fn image_serial(digest: &str) -> &str {
+    let hash = digest.strip_prefix("sha256:").unwrap_or(digest);
+    hash.get(..20).unwrap_or(hash)
 }
 
 /// What the driver asks.

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use casemate_rootfs::disk::{self, Parts};
+use casemate_rootfs::{Tree, digest_of};
 use casemate_types::guest::{
-    AGENT_PORT, Answer, Ask, BOOT_CONFIG, BootConfig, DATA_DISK, IMAGES_DISK, ImageRef, Phase, Question,
-    Reply, Report,
+    AGENT_PORT, Answer, Ask, BOOT_CONFIG, BootConfig, DATA_DISK, ImageRef, Phase, Question, Reply, Report,
+    image_serial,
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
@@ -27,12 +29,84 @@ pub(crate) fn made() -> PathBuf {
     made
 }
 
-/// Digest of the image `web:VERSION`.
+/// The image `web:VERSION`.
 pub(crate) fn web(version: &str) -> ImageRef {
-    let index = fs::read(made().join(format!("oci/web-{version}/index.json"))).expect("an OCI layout");
-    let index: serde_json::Value = serde_json::from_slice(&index).expect("JSON");
-    let digest = index["manifests"][0]["digest"].as_str().expect("a digest").to_owned();
-    ImageRef { reference: format!("web:{version}"), digest }
+    Image::web(version).named
+}
+
+/// A container image.
+pub(crate) struct Image {
+    pub(crate) named: ImageRef,
+    manifest: Vec<u8>,
+    config: Vec<u8>,
+    /// Tar streams.
+    layers: Vec<Vec<u8>>,
+}
+
+impl Image {
+    /// One that `make guest` made.
+    pub(crate) fn web(version: &str) -> Self {
+        let layout = made().join(format!("oci/web-{version}"));
+        let json = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).expect("JSON");
+        let blob = |descriptor: &serde_json::Value| {
+            let digest = descriptor["digest"].as_str().expect("a digest");
+            fs::read(layout.join("blobs").join(digest.replace(':', "/"))).expect("a blob")
+        };
+        let index = json(&fs::read(layout.join("index.json")).expect("an OCI layout"));
+        let named = &index["manifests"][0];
+        let manifest = blob(named);
+        let parts = json(&manifest);
+        let unpacked = |layer: &serde_json::Value| match layer["mediaType"].as_str() {
+            Some(kind) if kind.ends_with("gzip") => {
+                let mut tar = Vec::new();
+                flate2::read::GzDecoder::new(&blob(layer)[..]).read_to_end(&mut tar).expect("gzip");
+                tar
+            }
+            _ => blob(layer),
+        };
+        let digest = named["digest"].as_str().expect("a digest").to_owned();
+        Self {
+            named: ImageRef { reference: format!("web:{version}"), digest },
+            config: blob(&parts["config"]),
+            layers: parts["layers"].as_array().expect("layers").iter().map(unpacked).collect(),
+            manifest,
+        }
+    }
+
+    /// This image with more layers, under another name.
+    pub(crate) fn with(mut self, reference: &str, layers: Vec<Vec<u8>>) -> Self {
+        self.layers.extend(layers);
+        let diff_ids: Vec<String> = self.layers.iter().map(|layer| digest_of(layer)).collect();
+        let config =
+            json!({"config": {"Env": ["PATH=/bin"]}, "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+        self.config = config.to_string().into_bytes();
+        let layers: Vec<_> = diff_ids.iter().map(|digest| json!({"digest": digest})).collect();
+        let manifest = json!({"config": {"digest": digest_of(&self.config)}, "layers": layers});
+        self.manifest = manifest.to_string().into_bytes();
+        self.named = ImageRef { reference: reference.to_owned(), digest: digest_of(&self.manifest) };
+        self
+    }
+
+    /// This image, under the name of another.
+    pub(crate) fn in_place_of(self, other: &Self) -> Self {
+        Self { named: other.named.clone(), ..self }
+    }
+
+    /// What is on its disk, as an archive.
+    fn disk(&self) -> Vec<u8> {
+        let mut tree = Tree::default();
+        let layer = |layer: &Vec<u8>| {
+            tree.apply(&layer[..]).expect("a layer");
+            let mut file = tempfile::tempfile().expect("a file");
+            file.write_all(layer).expect("written");
+            (file, layer.len() as u64)
+        };
+        let layers: Vec<(File, u64)> = self.layers.iter().map(layer).collect();
+        let parts = Parts { manifest: &self.manifest, config: &self.config, layers: &layers, tree: &tree };
+        let mut tar = Vec::new();
+        disk::write(&parts, &mut tar).expect("an archive");
+        tar
+    }
 }
 
 /// A boot configuration for this docker-compose file.
@@ -95,36 +169,53 @@ impl Disks {
         let made = Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(folder.path().join("data")).status();
         assert!(made.expect("mke2fs, of e2fsprogs").success());
         let disks = Self { folder };
-        disks.write_images(|_, content| content);
+        for version in ["1", "2"] {
+            disks.add(&Image::web(version), |tar| tar);
+        }
         disks
     }
 
-    /// Writes the images' disk, with every blob as `change` makes it.
-    pub(crate) fn write_images(&self, change: impl Fn(&str, Vec<u8>) -> Vec<u8>) {
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut there = std::collections::BTreeSet::new();
-        for version in ["1", "2"] {
-            let blobs = made().join(format!("oci/web-{version}/blobs/sha256"));
-            for blob in fs::read_dir(blobs).expect("blobs").flatten() {
-                let name = blob.file_name().into_string().expect("a hash");
-                if there.insert(name.clone()) {
-                    let content = change(&name, fs::read(blob.path()).expect("a blob"));
-                    let mut header = tar::Header::new_ustar();
-                    header.set_size(content.len() as u64);
-                    header.set_mode(0o644);
-                    tar.append_data(&mut header, format!("blobs/sha256/{name}"), &content[..])
-                        .expect("an archive");
-                }
-            }
-        }
-        let mut tar = tar.into_inner().expect("an archive");
-        tar.resize(tar.len().next_multiple_of(1024 * 1024), 0);
-        fs::write(self.folder.path().join("images"), tar).expect("a disk");
+    /// Adds the disk of an image, or replaces it; what is on it is as `change` makes it of the archive that the disk is made of.
+    pub(crate) fn add(&self, image: &Image, change: impl FnOnce(Vec<u8>) -> Vec<u8>) {
+        self.remove(image);
+        let options =
+            "-quiet -no-progress -exit-on-error -mkfs-time 0 -root-mode 0755 -root-uid 0 -root-gid 0";
+        let mut program = Command::new("sqfstar")
+            .args(options.split(' '))
+            .arg(self.image(image))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("sqfstar, of squashfs-tools: `scripts/tools qemu` installs it");
+        let tar = change(image.disk());
+        program.stdin.take().expect("it is piped").write_all(&tar).expect("it is read");
+        assert!(program.wait().expect("a child").success());
     }
 
     /// What the machine has written to its serial console, over all boots.
     pub(crate) fn serial(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.folder.path().join("serial")).unwrap_or_default()).into_owned()
+    }
+
+    /// Replaces the disk of an image.
+    pub(crate) fn write(&self, image: &Image, bytes: &[u8]) {
+        fs::write(self.image(image), bytes).expect("a disk");
+    }
+
+    /// Takes the disk of an image away.
+    pub(crate) fn remove(&self, image: &Image) {
+        let _ = fs::remove_file(self.image(image));
+    }
+
+    fn image(&self, image: &Image) -> PathBuf {
+        self.folder.path().join(format!("image-{}", image_serial(&image.named.digest)))
+    }
+
+    /// The files with images.
+    fn images(&self) -> Vec<String> {
+        let files = fs::read_dir(self.folder.path()).expect("a folder").flatten();
+        let names = files.filter_map(|file| file.file_name().into_string().ok());
+        names.filter(|name| name.starts_with("image-")).collect()
     }
 
     /// Starts a machine with these disks; `ports` of it are reached from here.
@@ -175,8 +266,12 @@ impl Disks {
         .args(["-device", &format!("virtserialport,chardev=agent,name={AGENT_PORT}")])
         .args(["-drive", &format!("file={},if=none,id=data,format=raw", show(&path("data")))])
         .args(["-device", &format!("virtio-blk-pci,drive=data,serial={DATA_DISK}")])
-        .args(["-drive", &format!("file={},if=none,id=images,format=raw,readonly=on", show(&path("images")))])
-        .args(["-device", &format!("virtio-blk-pci,drive=images,serial={IMAGES_DISK}")])
+        .args(self.images().iter().flat_map(|file| {
+            let serial = file.trim_start_matches("image-");
+            let drive = format!("file={},if=none,id={file},format=raw,readonly=on", show(&path(file)));
+            let device = format!("virtio-blk-pci,drive={file},serial={serial},disable-legacy=on");
+            ["-drive".to_owned(), drive, "-device".to_owned(), device]
+        }))
         .args(["-netdev", &network, "-device", "virtio-net-pci,netdev=n0,romfile="])
         .stdin(Stdio::null());
         let child = qemu.spawn().expect("qemu-system-x86_64: `scripts/tools qemu` installs it");

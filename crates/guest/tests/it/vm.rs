@@ -1,5 +1,3 @@
-use std::fs;
-
 use casemate_types::env::{self, EnvVar};
 use casemate_types::guest::{Ask, Container, Phase, Reply};
 use serde_json::json;
@@ -7,7 +5,7 @@ use sha2::{Digest, Sha256, Sha384};
 
 use std::time::Duration;
 
-use crate::machine::{Disks, Vm, config, config_of, is_recent, wait_for, web};
+use crate::machine::{Disks, Image, Vm, config, config_of, is_recent, wait_for, web};
 
 const SECRET: [u8; 32] = [7; 32];
 
@@ -233,19 +231,173 @@ fn vm_that_cannot_boot_says_why() {
     vm.ask(keys());
     assert_eq!(vm.failed(), "the sealed environment has no `B`, which `allowed_envs` names");
     drop(vm);
+}
 
-    let index =
-        fs::read(crate::machine::made().join("oci/web-1/blobs/sha256").join(&web("1").digest[7..])).unwrap();
-    let manifest: serde_json::Value = serde_json::from_slice(&index).unwrap();
-    let layer = manifest["layers"][1]["digest"].as_str().unwrap();
-    disks.write_images(|name, mut content| {
-        if layer.ends_with(name) {
-            content[0] ^= 1;
-        }
-        content
+#[test]
+fn vm_runs_nothing_of_an_image_that_was_changed() {
+    let disks = Disks::new();
+    let (first, second) = (Image::web("1"), Image::web("2"));
+    let yaml =
+        "services: {web: {image: 'web:1', user: web, entrypoint: [sh, -c, 'echo it ran; exec sleep 1000']}}";
+    let fails = |boot: u64| {
+        let mut vm = disks.boot(&config(boot, yaml, &[]), &[]);
+        let why = vm.failed();
+        assert!(matches!(texts(&mut vm, "web", 0).0.as_slice(), []), "nothing ran");
+        assert_eq!(vm.ask(Ask::PowerOff), Reply::Done, "it stays and answers");
+        vm.off();
+        why
+    };
+    let named = format!("image `web:1`, {}: ", first.named.digest);
+
+    // Somebody would like to be somebody else.
+    disks.add(&first, |mut tar| {
+        let at = tar.windows(9).position(|bytes| bytes == b"web:x:100").expect("the user") + 6;
+        tar[at..at + 4].copy_from_slice(b"0000");
+        tar
     });
-    let why = fails(&config(6, web_1, &[]));
-    assert!(why.starts_with(&format!("image `web:1`: {layer} has another content")), "{why}");
+    let why = fails(1);
+    assert!(why.starts_with(&format!("{named}layer 1 of 2, sha256:")), "{why}");
+    assert!(why.contains("it has another content, which hashes to sha256:"), "{why}");
+
+    // A program that no layer brought.
+    disks.add(&first, |tar| {
+        let mut more = layer(&[(tar::EntryType::Regular, "root/bin/other", "", 0o755, 0)]);
+        more.truncate(512);
+        [more, tar].concat()
+    });
+    let why = fails(2);
+    assert_eq!(why, format!("{named}`bin/other` is on its disk and not in the image"));
+
+    // One image in the place of another, under its serial number.
+    disks.add(&second.in_place_of(&first), |tar| tar);
+    let why = fails(3);
+    assert!(why.starts_with(&format!("{named}{} has another content", first.named.digest)), "{why}");
+
+    // No file system at all; and none that is meant.
+    disks.write(&first, &[0; 8192]);
+    let why = fails(4);
+    assert!(why.starts_with(&format!("{named}cannot mount its disk /dev/vd")), "{why}");
+    disks.remove(&first);
+    let why = fails(5);
+    let serial = &first.named.digest["sha256:".len()..][..20];
+    assert_eq!(why, format!("{named}the machine has no disk with serial number `{serial}`"));
+
+    disks.add(&first, |tar| tar);
+    disks.boot(&config(6, yaml, &[]), &[]).done();
+}
+
+/// A layer of these entries: kind, path, content or target, mode, owner.
+fn layer(entries: &[(tar::EntryType, &str, &str, u32, u64)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (kind, path, text, mode, owner) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(*kind);
+        header.set_mode(*mode);
+        header.set_uid(*owner);
+        header.set_gid(*owner);
+        header.set_mtime(1_000_000_000);
+        let is_link = matches!(kind, tar::EntryType::Symlink | tar::EntryType::Link);
+        header.set_size(if is_link { 0 } else { text.len() as u64 });
+        let added = match is_link {
+            true => tar.append_link(&mut header, path, text),
+            false => tar.append_data(&mut header, path, text.as_bytes()),
+        };
+        added.expect("an archive");
+    }
+    tar.into_inner().expect("an archive")
+}
+
+/// Waits, for as long as it is not asked to end.
+const WAIT: &str = "trap 'exit 0' TERM; sleep 1000 & wait";
+
+#[test]
+fn vm_runs_an_image_with_everything_that_layers_can_have() {
+    use tar::EntryType::{Char, Directory, Link, Regular, Symlink};
+    let long = format!("deep/{}/{}", "d".repeat(150), "f".repeat(200));
+    let busybox = Image::web("1");
+    let copied = "root:x:0:0:root:/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n";
+    let mut layers = vec![
+        layer(&[
+            (Directory, "usr", "", 0o755, 0),
+            (Symlink, "usr/bin", "../bin", 0o777, 0),
+            (Regular, "usr/bin/hello", "#!/bin/sh\necho hello\n", 0o755, 0),
+            (Link, "again", "usr/bin/hello", 0, 0),
+            (Regular, "old", "old", 0o644, 0),
+            (Directory, "full", "", 0o755, 0),
+            (Regular, "full/old", "old", 0o644, 0),
+            (Directory, "sticky", "", 0o1777, 1000),
+            (Regular, "secret", "only root reads this", 0o600, 0),
+            (Regular, &long, "long", 0o644, 0),
+            (Char, "zero", "", 0o666, 0),
+        ]),
+        layer(&[
+            (Regular, ".wh.old", "", 0o644, 0),
+            (Regular, "full/.wh..wh..opq", "", 0o644, 0),
+            (Regular, "full/new", "new", 0o644, 1000),
+            (Regular, "etc/passwd", copied, 0o644, 0),
+        ]),
+    ];
+    // As many as an image has that was built step by step.
+    for number in 0..40 {
+        layers.push(layer(&[(Regular, "count", &format!("{number}\n"), 0o644, 0)]));
+    }
+    let image = busybox.with("all:1", layers);
+    let look = format!(
+        "hello; /again; stat -c '%h %a' /bin/hello; ls / | grep -c old; ls /full; stat -c '%u %a' /sticky /full/new; \
+         cat /secret; echo; cat /{long}; echo; cat /count; touch /bin/hello /made && ls /made; id -u; {WAIT}"
+    );
+    let look_again = format!("exec 2>&1; cat /secret; echo x >/full/new && cat /full/new; ls /made; {WAIT}");
+    let yaml = json!({"services": {
+        "root": {"image": "all:1", "entrypoint": ["sh", "-c", look]},
+        "web": {"image": "all:1", "user": "web", "entrypoint": ["sh", "-c", look_again]},
+    }});
+    let disks = Disks::new();
+    disks.add(&image, |tar| tar);
+    let mut config = config(1, &yaml.to_string(), &[]);
+    config.images.push(image.named.clone());
+    let mut vm = disks.boot(&config, &[]);
+    vm.done();
+    let wanted: [(&str, &[&str]); 2] = [
+        (
+            "root",
+            &[
+                "hello",
+                "hello",
+                "2 755",
+                "0",
+                "new",
+                "1000 1777",
+                "1000 644",
+                "only root reads this",
+                "long",
+                "39",
+                "/made",
+                "0",
+            ],
+        ),
+        (
+            "web",
+            &["cat: can't open '/secret': Permission denied", "x", "ls: /made: No such file or directory"],
+        ),
+    ];
+    for (service, wanted) in wanted {
+        let lines = wait_for("the log", || {
+            let (lines, _) = texts(&mut vm, service, 0);
+            (lines.len() >= wanted.len()).then_some(lines)
+        });
+        assert_eq!(lines, wanted, "{service}");
+    }
+    // What a container changed is gone at the next boot, and the disk is what it was.
+    vm.ask(Ask::PowerOff);
+    vm.off();
+    config.boot = 2;
+    let mut vm = disks.boot(&config, &[]);
+    vm.done();
+    let lines = wait_for("the log", || {
+        let (lines, _) = texts(&mut vm, "web", 3);
+        (lines.len() >= 3).then_some(lines)
+    });
+    assert_eq!(lines, wanted[1].1);
 }
 
 #[test]

@@ -605,7 +605,7 @@ fn move_tag(folder: &Path) {
         std::fs::write(layout.path().join("blobs/sha256").join(&digest), &text).expect("written");
         json!({ "mediaType": "", "digest": format!("sha256:{digest}"), "size": text.len() })
     };
-    let config = put(json!({ "config": { "Cmd": [store.list().expect("reads")] } }).to_string());
+    let config = put(json!({ "config": { "Cmd": [format!("{:?}", store.list())] } }).to_string());
     let manifest = put(json!({ "schemaVersion": 2, "config": config, "layers": [] }).to_string());
     let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
     std::fs::write(layout.path().join("index.json"), index.to_string()).expect("written");

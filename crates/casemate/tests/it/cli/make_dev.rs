@@ -50,7 +50,7 @@ const COMPILER: (&str, &str) = ("cc", "");
 /// Rust, but not the version that is wanted.
 const OLD_RUST: (&str, &str) = ("rustup", "[ \"$2\" = list ] || echo \"RUN rustup $*\"");
 /// What real machines need.
-const QEMU: [(&str, &str); 3] = [("qemu-system-x86_64", ""), ("mke2fs", ""), ("xz", "")];
+const QEMU: [(&str, &str); 4] = [("qemu-system-x86_64", ""), ("mke2fs", ""), ("sqfstar", ""), ("xz", "")];
 
 /// What is run at last, with these nodes.
 fn run(nodes: &str) -> String {
@@ -61,12 +61,12 @@ fn run(nodes: &str) -> String {
 }
 
 const LISTED: &str = "To be installed:\n  Rust 1.95.0 by rustup, as rust-toolchain.toml asks (about 600 MB)\n  the Debian \
-                      packages gcc libc6-dev qemu-system-x86 e2fsprogs xz-utils (150 MB)\n";
+                      packages gcc libc6-dev qemu-system-x86 e2fsprogs squashfs-tools xz-utils (150 MB)\n";
 
 #[test]
 fn where_everything_is_there_it_says_so_and_starts() {
-    let [qemu, mke2fs, xz] = QEMU;
-    let whole = machine(1000, &[WITH_SOURCES, COMPILER, qemu, mke2fs, xz]);
+    let [qemu, mke2fs, sqfstar, xz] = QEMU;
+    let whole = machine(1000, &[WITH_SOURCES, COMPILER, qemu, mke2fs, sqfstar, xz]);
     let (code, out, err) = dev(&whole, &[]);
     let made = "What machines boot is made from Debian's packages (about 30 MB are fetched).\n";
     let [build, start] = [0, 1].map(|at| run("qemu").lines().nth(at).unwrap().to_owned());
@@ -91,7 +91,7 @@ fn everything_that_is_missing_is_in_one_list_and_root_without_a_terminal_gets_it
     let (code, out, err) = dev(&machine(0, &[WITHOUT_SOURCES, OLD_RUST]), &[]);
     assert!(out.starts_with(LISTED), "{out}");
     assert!(out.contains("RUN rustup toolchain install 1.95.0"), "{out}");
-    let packages = "gcc libc6-dev qemu-system-x86 e2fsprogs xz-utils";
+    let packages = "gcc libc6-dev qemu-system-x86 e2fsprogs squashfs-tools xz-utils";
     assert!(out.contains(&format!("RUN apt-get install -y --no-install-recommends {packages}\n")), "{out}");
     assert!(
         out.contains("about 40 MB of sources")
@@ -111,7 +111,7 @@ fn without_rights_it_prints_the_exact_commands_and_stops() {
         for command in [
             "\n  rustup toolchain install 1.95.0 --profile minimal\n",
             "\n  sudo apt-get update -qq && sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y \
-             --no-install-recommends gcc libc6-dev qemu-system-x86 e2fsprogs xz-utils\n",
+             --no-install-recommends gcc libc6-dev qemu-system-x86 e2fsprogs squashfs-tools xz-utils\n",
         ] {
             assert!(err.contains(command), "{command} in {err}");
         }

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -21,7 +21,7 @@ use super::store::{Origin, make_folder};
 use super::{Error, ImageStore, Reference, Result};
 
 /// So many bytes are to stay free on the store's disk.
-const SPARE: u64 = 64 << 20;
+pub(super) const SPARE: u64 = 64 << 20;
 /// What somebody is at work with who cannot say with what.
 const EVERYTHING: &str = "everything";
 
@@ -112,7 +112,7 @@ impl ImageStore {
     /// The store cannot be read or changed. What is gone by then is gone.
     pub fn collect(&self, mode: Mode) -> Result<Freed> {
         let _lock = self.lock()?;
-        self.sweep(self.used_before(self.rules.keep), mode)
+        self.sweep(self.needed()?.as_ref(), self.used_before(self.rules.keep), mode)
     }
 
     /// Takes a name away, however it came, and removes what that leaves without use; how much room that made.
@@ -132,7 +132,7 @@ impl ImageStore {
         if !index.iter().any(|one| self.of_machines(&one.digest) == image) {
             self.delete(&self.used(&image))?;
         }
-        let freed = self.sweep(self.used_before(self.rules.keep), Mode::Do)?;
+        let freed = self.sweep(self.needed()?.as_ref(), self.used_before(self.rules.keep), Mode::Do)?;
         Ok(Freed { names: [vec![name], freed.names].concat(), ..freed })
     }
 
@@ -145,9 +145,11 @@ impl ImageStore {
             return Ok(());
         }
         let _lock = self.lock()?;
-        let spare = self.spare()?;
+        // Who wants more than that has to wait for the lock.
+        let needed_images = self.needed()?;
+        let spare = self.spare(needed_images.as_ref())?;
         let everything = spare.last().map_or(Timestamp::MIN, |last| last.used_at);
-        let most = self.sweep(everything, Mode::DryRun)?.bytes;
+        let most = self.sweep(needed_images.as_ref(), everything, Mode::DryRun)?.bytes;
         if free.saturating_add(most) < needed {
             return Err(Error::Refused(format!(
                 "{what_for} takes {wanted} bytes, and {} has room for {}; make room there, or remove images: \
@@ -156,12 +158,13 @@ impl ImageStore {
                 free.saturating_add(most).saturating_sub(SPARE),
             )));
         }
-        let mut freed = self.sweep(self.used_before(self.rules.keep), Mode::Do)?.bytes;
+        let sweep = |unused_since| self.sweep(needed_images.as_ref(), unused_since, Mode::Do);
+        let mut freed = sweep(self.used_before(self.rules.keep))?.bytes;
         for one in spare {
             if free.saturating_add(freed) >= needed {
                 break;
             }
-            freed += self.sweep(one.used_at, Mode::Do)?.bytes;
+            freed += sweep(one.used_at)?.bytes;
         }
         tracing::info!(freed, what_for, "container images were removed to make room");
         Ok(())
@@ -173,7 +176,7 @@ impl ImageStore {
         let now = std::time::SystemTime::UNIX_EPOCH
             + self.rules.clock.now().duration_since(Timestamp::UNIX_EPOCH).unsigned_abs();
         let touched = make_folder(&self.folder.join("used"))
-            .and_then(|()| File::options().create(true).truncate(false).write(true).open(&file))
+            .and_then(|()| File::options().create(true).truncate(false).write(true).mode(0o600).open(&file))
             .and_then(|file| file.set_modified(now));
         if let Err(error) = touched {
             // It may go too early, and then is pulled again.
@@ -191,7 +194,7 @@ impl ImageStore {
     }
 
     /// Bytes that are free.
-    fn free(&self) -> Result<u64> {
+    pub(super) fn free(&self) -> Result<u64> {
         #[cfg(test)]
         if let Some(size) = *self.rules.size.lock().expect("nobody panics while holding it") {
             let blobs = std::fs::read_dir(self.folder.join("blobs/sha256"))?.flatten();
@@ -258,8 +261,8 @@ impl ImageStore {
     }
 
     /// Images that go where room is wanted, the oldest use first.
-    fn spare(&self) -> Result<Vec<Spare>> {
-        let Some(needed) = self.needed()? else { return Ok(Vec::new()) };
+    fn spare(&self, needed: Option<&BTreeSet<String>>) -> Result<Vec<Spare>> {
+        let Some(needed) = needed else { return Ok(Vec::new()) };
         let of_use = needed.iter().map(|digest| self.of_machines(digest)).collect::<BTreeSet<_>>();
         let spare = self.uses()?.into_iter().filter(|(digest, _)| !of_use.contains(digest));
         let mut spare: Vec<_> = spare.map(|(digest, used_at)| Spare { used_at, digest }).collect();
@@ -267,9 +270,9 @@ impl ImageStore {
         Ok(spare)
     }
 
-    /// Removes what nobody needs and nobody has used since. With the lock.
-    fn sweep(&self, unused_since: Timestamp, mode: Mode) -> Result<Freed> {
-        let Some(mut roots) = self.needed()? else { return Ok(Freed::default()) };
+    /// Removes what is not `needed` and nobody has used since. With the lock.
+    fn sweep(&self, needed: Option<&BTreeSet<String>>, unused_since: Timestamp, mode: Mode) -> Result<Freed> {
+        let Some(mut roots) = needed.cloned() else { return Ok(Freed::default()) };
         let uses = self.uses()?;
         roots.extend(uses.iter().filter(|(_, at)| **at > unused_since).map(|(digest, _)| digest.clone()));
         let mut stays = BTreeSet::new();

@@ -1,11 +1,10 @@
 //! What goes, and what stays.
 
 use std::collections::{BTreeSet, HashMap};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-use casemate_types::guest::ImageRef;
 
 use super::pull_tests::{reference, serve};
 use super::store::{ImageStore, Rules};
@@ -45,8 +44,8 @@ impl Scene {
 
     /// All of this image is there.
     fn has(&self, digest: &str) -> bool {
-        let image = [ImageRef { reference: "any".into(), digest: digest.to_owned() }];
-        let whole = self.store.archive(&image, &self.folder.path().join("archive")).is_ok();
+        let document = self.store.document(digest);
+        let whole = document.is_ok_and(|document| document.parts().all(|part| self.store.has(&part.digest)));
         assert!(whole || !self.store.has(digest), "an image without its parts");
         whole
     }
@@ -88,6 +87,9 @@ async fn an_image_stays_as_long_as_something_needs_it() {
     it.import("held:1", "another");
     it.held.lock().unwrap().insert(held.clone());
     assert_eq!(it.collect(), Freed::default(), "all of it was used just now");
+    for mark in std::fs::read_dir(it.folder.path().join("store/used")).unwrap().flatten() {
+        assert_eq!(mark.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{mark:?}");
+    }
     it.clock.sleep(6 * DAY).await;
     assert!(it.has(&replaced));
     assert_eq!(it.collect(), Freed::default(), "and may be wanted again");

@@ -2,19 +2,20 @@
 //! the list in `index.json`.
 //!
 //! A blob gets its name only when all of it is there and hashes to that name, so whatever has a name is right unless the disk
-//! damages it later; [`ImageStore::archive`] hashes again what goes to a machine.
+//! damages it later; [`ImageStore::disk`] hashes again what goes to a machine.
 
-mod archive;
 mod gc;
 mod import;
 mod manifest;
 mod pull;
 mod reference;
+mod root;
 mod store;
 
 pub use self::gc::{Freed, Mode, Using};
 pub use self::pull::Login;
 pub use self::reference::Reference;
+pub use self::root::UNPACKER;
 pub use self::store::{Held, ImageStore, KEEP, Rules};
 
 /// Why an image is not to be had.

@@ -300,15 +300,16 @@ async fn a_damaged_blob_is_pulled_again() {
     let (store, folder) = store();
     let tagged = reference(&host, ":1");
     let digest = store.ensure(&tagged, None).await.unwrap();
-    let image = [ImageRef { reference: tagged.to_string(), digest: digest.clone() }];
-    let archive = folder.path().join("archive");
+    let image = ImageRef { reference: tagged.to_string(), digest: digest.clone() };
     let layer = store.document(&digest).unwrap().layers[0].digest.clone();
     for blob in [&layer, &digest] {
         std::fs::write(store.path(blob), b"damaged").unwrap();
-        let error = store.archive(&image, &archive).unwrap_err().to_string();
+        let error = store.linked(&image).unwrap_err().to_string();
         assert!(error.contains(blob.as_str()) && error.contains("damaged"), "{error}");
         assert_eq!(store.ensure(&tagged, None).await, Ok(digest.clone()));
-        store.archive(&image, &archive).unwrap();
+        store.linked(&image).unwrap();
+        // It is made again of the blobs.
+        std::fs::remove_dir_all(folder.path().join("store/roots")).unwrap();
     }
 }
 

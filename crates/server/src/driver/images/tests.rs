@@ -23,7 +23,8 @@ pub(in crate::driver) fn layout(folder: &Path, names: &[&str]) {
             tar.append_data(&mut header, "name", name.as_bytes()).unwrap();
             let mut layer = put(&tar.into_inner().unwrap());
             layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar".into();
-            let config = put(json!({ "config": { "Cmd": [name] } }).to_string().as_bytes());
+            let rootfs = json!({ "type": "layers", "diff_ids": [layer["digest"]] });
+            let config = put(json!({ "config": { "Cmd": [name] }, "rootfs": rootfs }).to_string().as_bytes());
             let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
             let mut manifest = put(manifest.to_string().as_bytes());
             manifest["mediaType"] = manifest::MANIFEST.into();
@@ -51,6 +52,37 @@ impl ImageStore {
     ) -> Result<String> {
         self.using().ensure(reference, login).await
     }
+}
+
+impl ImageStore {
+    /// From now on there is room for an image of so many bytes.
+    pub(in crate::driver) fn leave_room(&self, bytes: u64) {
+        let blobs = std::fs::read_dir(self.folder.join("blobs/sha256")).unwrap().flatten();
+        let used: u64 = blobs.map(|blob| blob.metadata().unwrap().len()).sum();
+        *self.rules.size.lock().unwrap() = Some(used + 2 * bytes);
+    }
+}
+
+#[test]
+fn an_image_takes_the_room_of_those_that_nobody_uses_and_no_more() {
+    let (store, _folder) = store();
+    let large = tar_of("one", &[7; 3000]);
+    let image = made(&store, &[("x.tar", &large, &large)]);
+    store.leave_room(3000);
+    assert_eq!(
+        store.linked(&image).unwrap_err().to_string(),
+        "image `made:1`: unpacked it has more than the 3000 bytes that this node has room for"
+    );
+    // Nobody has a name for these any more.
+    for number in 0..3 {
+        made(&store, &[("x.tar", &tar_of("unused", &[number; 4000]), b"")]);
+    }
+    let image = made(&store, &[("x.tar", &large, &large)]);
+    let blobs = || std::fs::read_dir(store.folder.join("blobs/sha256")).unwrap().count();
+    let before = blobs();
+    store.leave_room(3000);
+    store.linked(&image).unwrap();
+    assert!(blobs() < before);
 }
 
 fn store() -> (ImageStore, tempfile::TempDir) {
@@ -155,15 +187,15 @@ fn a_saved_layer_may_be_a_link_to_another_inside_the_archive_only() {
 
 #[test]
 fn an_import_mends_what_is_damaged() {
-    let (store, folder) = store();
+    let (store, _folder) = store();
     fill(&store, &["web:1"]);
-    let digest = store.resolve(&reference("web:1")).unwrap().unwrap();
-    let image = [ImageRef { reference: "web:1".into(), digest: digest.clone() }];
-    let layer = store.document(&digest).unwrap().layers[0].digest.clone();
-    for blob in [&layer, &digest] {
+    let image = image(&store, "web:1");
+    let layer = store.document(&image.digest).unwrap().layers[0].digest.clone();
+    for blob in [&layer, &image.digest] {
         std::fs::write(store.path(blob), b"damaged").unwrap();
         fill(&store, &["web:1"]);
-        store.archive(&image, &folder.path().join("archive")).unwrap();
+        store.linked(&image).unwrap();
+        std::fs::remove_dir_all(store.folder.join("roots")).unwrap();
     }
 }
 
@@ -208,35 +240,128 @@ fn what_is_no_image_is_refused() {
     assert_eq!(std::fs::read_dir(store.folder.join("tmp")).unwrap().count(), 0);
 }
 
-#[test]
-fn an_archive_has_what_its_images_need_and_is_always_the_same() {
-    let (store, folder) = store();
-    fill(&store, &["web:1", "web:2"]);
-    let image = |text: &str| ImageRef {
-        reference: text.to_owned(),
-        digest: store.resolve(&reference(text)).unwrap().unwrap(),
+fn image(store: &ImageStore, text: &str) -> ImageRef {
+    ImageRef { reference: text.to_owned(), digest: store.resolve(&reference(text)).unwrap().unwrap() }
+}
+
+/// Writes a layout with an image of these layers under the name `made:1`, and imports it. Layers are named by media type.
+fn made(store: &ImageStore, layers: &[(&str, &[u8], &[u8])]) -> ImageRef {
+    let folder = tempfile::tempdir().unwrap();
+    layout(folder.path(), &["made:1"]);
+    let put = |bytes: &[u8]| {
+        let digest = digest_of(bytes);
+        std::fs::write(folder.path().join("blobs").join(digest.replace(':', "/")), bytes).unwrap();
+        json!({ "mediaType": "", "digest": digest, "size": bytes.len() })
     };
-    let (one, two) = (image("web:1"), image("web:2"));
-    let (a, b) = (folder.path().join("a"), folder.path().join("b"));
-    store.archive(&[one.clone(), two.clone()], &a).unwrap();
-    store.archive(&[two.clone(), one.clone()], &b).unwrap();
-    assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
-    assert_eq!(
-        ImageStore::archive_name(&[one.clone(), two.clone()]),
-        ImageStore::archive_name(&[two, one.clone()])
-    );
-    store.archive(std::slice::from_ref(&one), &b).unwrap();
-    let bytes = std::fs::read(&b).unwrap();
-    assert_eq!(bytes.len() % 512, 0);
-    let mut names = Vec::new();
-    for entry in tar::Archive::new(bytes.as_slice()).entries().unwrap() {
-        names.push(entry.unwrap().path().unwrap().to_string_lossy().into_owned());
+    let diff_ids: Vec<_> = layers.iter().map(|(_, _, plain)| digest_of(plain)).collect();
+    let config = put(json!({ "rootfs": { "diff_ids": diff_ids } }).to_string().as_bytes());
+    let put_layer = |(kind, packed, _): &(&str, &[u8], &[u8])| {
+        let mut layer = put(packed);
+        layer["mediaType"] = (*kind).into();
+        layer
+    };
+    let layers: Vec<_> = layers.iter().map(put_layer).collect();
+    let mut manifest =
+        put(json!({ "schemaVersion": 2, "config": config, "layers": layers }).to_string().as_bytes());
+    manifest["mediaType"] = manifest::MANIFEST.into();
+    manifest["annotations"] = json!({ manifest::REF_NAME: "made:1" });
+    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+    std::fs::write(folder.path().join("index.json"), index.to_string()).unwrap();
+    store.import(folder.path(), None).unwrap();
+    image(store, "made:1")
+}
+
+fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    header.set_uid(rustix::process::getuid().as_raw().into());
+    header.set_gid(rustix::process::getgid().as_raw().into());
+    tar.append_data(&mut header, name, content).unwrap();
+    tar.into_inner().unwrap()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(bytes).unwrap();
+    packed.finish().unwrap()
+}
+
+#[test]
+fn a_disk_has_its_image_and_is_made_once() {
+    use std::os::unix::fs::MetadataExt;
+    let (store, folder) = store();
+    let (one, two, three) = (tar_of("one", b"1"), tar_of("two", b"2"), tar_of("three", b"3"));
+    let packed = gzip(&two);
+    let zstd =
+        ruzstd::encoding::compress_to_vec(three.as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
+    let image =
+        made(&store, &[("x.tar", &one, &one), ("x.tar+gzip", &packed, &two), ("x.tar.zstd", &zstd, &three)]);
+    let (first, second) = (store.linked(&image).unwrap(), store.linked(&image).unwrap());
+    let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+    assert_eq!(inode(&first), inode(&second));
+    assert_eq!(std::fs::metadata(&first).unwrap().mode() & 0o777, 0o600);
+    let unpacked = folder.path().join("unpacked");
+    let unsquashed = std::process::Command::new("unsquashfs")
+        .arg("-q")
+        .arg("-n")
+        .arg("-d")
+        .arg(&unpacked)
+        .arg(&*first)
+        .status();
+    assert!(unsquashed.expect("unsquashfs, of squashfs-tools").success());
+    for (file, content) in [("one", "1"), ("two", "2"), ("three", "3")] {
+        assert_eq!(std::fs::read_to_string(unpacked.join("root").join(file)).unwrap(), content);
     }
-    assert_eq!(names.len(), 4, "manifest, configuration, layer, and the layout's mark");
-    assert!(names.contains(&format!("blobs/{}", one.digest.replace(':', "/"))));
-    // A blob that the disk has damaged reaches no machine.
-    let layer = store.document(&one.digest).unwrap().layers[0].digest.clone();
-    std::fs::write(store.path(&layer), b"damaged").unwrap();
-    let error = store.archive(&[one], &b).unwrap_err().to_string();
-    assert!(error.contains(&layer) && error.contains("damaged"), "{error}");
+    if rustix::process::getuid().is_root() {
+        casemate_rootfs::verify::verify(&unpacked, &image.digest).unwrap();
+    }
+    // One that is damaged, or not whole, is made again; what a machine has of the old one stays.
+    let bytes = std::fs::read(&first).unwrap();
+    let root = std::fs::read_dir(store.folder.join("roots")).unwrap().next().unwrap().unwrap().path();
+    let mut damaged = bytes.clone();
+    damaged[200] ^= 1;
+    for damaged in [damaged.as_slice(), &bytes[..bytes.len() - 1], b""] {
+        std::fs::remove_file(&root).unwrap();
+        std::fs::write(&root, damaged).unwrap();
+        assert_eq!(std::fs::read(store.linked(&image).unwrap()).unwrap(), bytes, "always the same");
+    }
+    drop((first, second));
+    assert_eq!(std::fs::metadata(root).unwrap().nlink(), 1);
+    assert_eq!(std::fs::read_dir(store.folder.join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_cannot_be_unpacked_is_refused_by_name() {
+    let (store, _folder) = store();
+    let (good, other) = (tar_of("one", &[7; 3000]), tar_of("one", b"2"));
+    let packed = gzip(&good);
+    let half = gzip(&good)[..20].to_vec();
+    let refused = |image: &ImageRef| match store.linked(image) {
+        Err(Error::Refused(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    for (layer, expected) in [
+        (("x.tar", good.as_slice(), other.as_slice()), "unpacked it hashes to sha256:"),
+        (("x.tar+gzip", &half, &good), "image `made:1`: layer sha256:"),
+        (("x.tar+zstd", &packed, &good), "image `made:1`: layer sha256:"),
+        (("x.tar", &packed, &packed), "it ends in the middle of a header"),
+        (("x.rar", &packed, &good), "it is of a kind that is not supported: `x.rar`"),
+    ] {
+        let why = refused(&made(&store, &[layer]));
+        assert!(why.contains(expected), "{expected}: {why}");
+    }
+    let image = made(&store, &[("x.tar+gzip", &packed, &good)]);
+    drop(store.linked(&image).unwrap());
+    // A blob that the disk has damaged reaches no machine, and is brought anew.
+    for blob in [&store.document(&image.digest).unwrap().layers[0].digest, &image.digest] {
+        std::fs::remove_dir_all(store.folder.join("roots")).unwrap();
+        std::fs::create_dir(store.folder.join("roots")).unwrap();
+        std::fs::write(store.path(blob), b"damaged").unwrap();
+        let why = refused(&image);
+        assert!(why.contains(blob.as_str()) && why.contains("damaged") && !store.has(blob), "{why}");
+        made(&store, &[("x.tar+gzip", &packed, &good)]);
+    }
+    assert_eq!(std::fs::read_dir(store.folder.join("tmp")).unwrap().count(), 0);
 }

@@ -182,10 +182,7 @@ fn prepare(host: &Host, image: &OsImage, accelerator: Accelerator) -> std::io::R
         images: Vec::new(),
     };
     files::replace(&folder, command::BOOT, &serde_json::to_vec(&config)?)?;
-    let archive = "images.tar".to_owned();
-    for file in [command::DATA, &archive] {
-        files::create(&folder.join(file))?.set_len(1 << 20)?;
-    }
+    files::create(&folder.join(command::DATA))?.set_len(1 << 20)?;
     Ok(command::arguments(&command::Boot {
         vm: config.vm,
         accelerator,
@@ -194,7 +191,7 @@ fn prepare(host: &Host, image: &OsImage, accelerator: Accelerator) -> std::io::R
         kernel: image.kernel.clone(),
         initrd: image.initrd.clone(),
         kernel_line: image.kernel_line.clone(),
-        archive,
+        images: Vec::new(),
         ports: Vec::new(),
     }))
 }

@@ -116,7 +116,7 @@ async fn files_for(
         kernel: image.kernel,
         initrd: image.initrd,
         kernel_line: image.kernel_line,
-        archive: ready.archive.clone(),
+        images: ready.disks(),
         ports,
     });
     Ok(arguments)

@@ -9,7 +9,7 @@ use casemate_types::guest::{Ask, ImageRef, Phase};
 
 use super::record::Held;
 use super::slot::{Slot, lost, refuse};
-use super::{Host, accel, boot, command, disk, files, logs, ports, process, qmp, stage};
+use super::{Host, accel, boot, command, disk, files, logs, ports, process, qmp, record, stage};
 use crate::driver::fence::{Entry, Stage};
 use crate::driver::{AfterTimeout, At, Error, LastStop, Machine, Result, Stop, Stopped};
 
@@ -55,11 +55,12 @@ pub(super) async fn stage(
     let prepared = stage::prepare(host, slot, machine).await?;
     let _turn = slot.turn.lock().await;
     if slot.enter(at, Stage::Staged)? != Entry::Passed {
-        let ready = prepared.keep(slot)?;
+        let ready = prepared.keep(slot).await?;
         slot.change(|record| {
             record.staged = Some(ready);
             record.fence.reach(Stage::Staged);
         })?;
+        tidy(slot);
     }
     Ok(slot.images_of(machine.revision))
 }
@@ -221,7 +222,7 @@ pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
     let before = held.as_ref().and_then(|held| held.before.clone()).filter(|before| before.meets(machine));
     let ready = match staged.or(before) {
         Some(ready) => ready,
-        None => stage::prepare(host, slot, machine).await?.keep(slot)?,
+        None => stage::prepare(host, slot, machine).await?.keep(slot).await?,
     };
     let _room = host.room.lock().await;
     host.fits(slot, &machine.spec)?;
@@ -256,11 +257,10 @@ pub(super) fn taken_ports(host: &Host, slot: &Slot) -> BTreeSet<u16> {
 
 /// Removes container images that are of no use any more. In the machine's turn.
 pub(super) fn tidy(slot: &Slot) {
-    let used: BTreeSet<String> = slot.lock().record.archives().map(str::to_owned).collect();
+    let used = slot.lock().record.image_files();
     let files = std::fs::read_dir(&slot.folder).into_iter().flatten().flatten();
     for name in files.filter_map(|file| file.file_name().into_string().ok()) {
-        if name.starts_with("images-")
-            && name.ends_with(".tar")
+        if record::is_image_file(&name)
             && !used.contains(&name)
             && let Err(error) = std::fs::remove_file(slot.folder.join(&name))
         {

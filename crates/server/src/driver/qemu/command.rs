@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use casemate_types::guest::{AGENT_PORT, BOOT_CONFIG, DATA_DISK, IMAGES_DISK};
+use casemate_types::guest::{AGENT_PORT, BOOT_CONFIG, DATA_DISK};
 use casemate_types::ids::VmUuid;
 
 use super::config::Accelerator;
@@ -34,10 +34,22 @@ pub(super) struct Boot {
     pub(super) initrd: PathBuf,
     /// The kernel's own command line.
     pub(super) kernel_line: String,
-    /// File of the container images.
-    pub(super) archive: String,
+    /// The disks with container images.
+    pub(super) images: Vec<ImageDisk>,
     pub(super) ports: Vec<Port>,
 }
+
+/// A disk with a container image.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ImageDisk {
+    /// Its serial number.
+    pub(super) serial: String,
+    /// File in the machine's folder.
+    pub(super) file: String,
+}
+
+/// The first place on the machine's bus at which images are, eight at each. Those before are for everything else.
+const IMAGES_AT: usize = 0x10;
 
 /// The arguments, for a process that works in the machine's folder.
 pub(super) fn arguments(boot: &Boot) -> Vec<String> {
@@ -74,23 +86,36 @@ pub(super) fn arguments(boot: &Boot) -> Vec<String> {
         ("-device", format!("virtserialport,chardev=agent,name={AGENT_PORT}")),
         ("-drive", format!("if=none,id=data,file={DATA},format=raw,discard=unmap")),
         ("-device", format!("virtio-blk-pci,drive=data,serial={DATA_DISK}")),
-        ("-drive", format!("if=none,id=images,file={},format=raw,readonly=on", boot.archive)),
-        ("-device", format!("virtio-blk-pci,drive=images,serial={IMAGES_DISK}")),
         ("-netdev", network),
         // Nothing boots from the network, so no code for that.
         ("-device", text("virtio-net-pci,netdev=net,romfile=")),
         ("-device", text("virtio-rng-pci")),
     ];
+    let images = boot.images.iter().enumerate().flat_map(|(number, image)| {
+        let ImageDisk { serial, file } = image;
+        let (place, function) = (IMAGES_AT + number / 8, number % 8);
+        // Where firmware looks for something to boot from and for old drivers' needs, it takes its time with each.
+        let device = format!(
+            "virtio-blk-pci,drive=image{number},serial={serial},bus=pcie.0,addr={place:#x}.{function},multifunction=on,\
+             num-queues=1,disable-legacy=on"
+        );
+        [("-drive", format!("if=none,id=image{number},file={file},format=raw,readonly=on")), ("-device", device)]
+    });
     let switches = ["-nodefaults", "-no-user-config", "-no-reboot"].map(text);
     switches
         .into_iter()
-        .chain(pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]))
+        .chain(pairs.into_iter().chain(images).flat_map(|(option, value)| [option.to_owned(), value]))
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn disk(number: usize) -> ImageDisk {
+        let serial = format!("{number}123456789abcdef0123");
+        ImageDisk { file: format!("image-{serial}.squashfs"), serial }
+    }
 
     fn boot() -> Boot {
         Boot {
@@ -101,7 +126,7 @@ mod tests {
             kernel: "/os, here/bzImage".into(),
             initrd: "/os, here/initramfs.cpio".into(),
             kernel_line: "console=ttyS0 panic=-1".into(),
-            archive: "images-0123456789abcdef.tar".into(),
+            images: (0..9).map(disk).collect(),
             ports: vec![Port { host: 8080, guest: 80 }, Port { host: 20001, guest: 443 }],
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::cvm::spec::{Booking, sha256};
-use crate::driver::images::{self, ImageStore, Rules};
+use crate::driver::images::{self, ImageStore, Rules, UNPACKER};
 
 /// A node that runs QEMU on this host.
 #[derive(Clone, Debug)]
@@ -148,8 +148,10 @@ impl QemuConfig {
 
     /// Why no machine can run here; nothing if one can, as far as can be seen without trying.
     pub fn missing(&self) -> Option<String> {
-        if super::find(&self.program).is_none() {
-            return Some(format!("there is no {} on this host", self.program.display()));
+        for program in [&self.program, Path::new(UNPACKER)] {
+            if super::find(program).is_none() {
+                return Some(format!("there is no {} on this host", program.display()));
+            }
         }
         let none = super::OsImages::new(self.os_images.clone()).list().is_empty();
         none.then(|| "there is no OS image for real ones (`make guest` makes some)".to_owned())

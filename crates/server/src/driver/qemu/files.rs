@@ -36,6 +36,24 @@ pub(super) fn put(half: &Path, whole: &Path) -> Result<()> {
     }
 }
 
+/// Gives a finished file, which nobody changes, a name in another place as well; a copy of it, where that is another file system.
+pub(super) fn share(whole: &Path, place: &Path) -> Result<()> {
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    let half = place.with_file_name(format!("{name}.new"));
+    gate(&half)?;
+    match std::fs::remove_file(&half) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let copy = || {
+        let mut out = create(&half)?;
+        std::io::copy(&mut read(whole)?, &mut out)?;
+        out.sync_all()
+    };
+    let shared = std::fs::hard_link(whole, &half).or_else(|_| copy());
+    shared.and_then(|()| put(&half, place)).inspect_err(|_| drop(std::fs::remove_file(&half)))
+}
+
 /// An empty file for the owner alone, whatever was there before.
 pub(super) fn create(path: &Path) -> Result<File> {
     write(path, OpenOptions::new().write(true).create(true).truncate(true))

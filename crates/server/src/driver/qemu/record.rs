@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
-use casemate_types::guest::ImageRef;
+use casemate_types::guest::{ImageRef, image_serial};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::command::ImageDisk;
 use super::process::Process;
 use super::{disk, files, reserve};
 use crate::driver::fence::Fence;
@@ -35,10 +36,32 @@ pub(super) struct Ready {
     pub(super) os_image_hash: String,
     /// Container images and what they were resolved to.
     pub(super) images: Vec<ImageRef>,
-    /// File in the machine's folder that has them.
-    pub(super) archive: String,
     /// Ports that its services publish inside.
     pub(super) ports: Vec<u16>,
+}
+
+impl Ready {
+    /// The disk of each different image.
+    pub(super) fn disks(&self) -> Vec<ImageDisk> {
+        let disk = |image: &ImageRef| ImageDisk {
+            serial: image_serial(&image.digest).to_owned(),
+            file: image_file(&image.digest),
+        };
+        let mut disks: Vec<ImageDisk> = self.images.iter().map(disk).collect();
+        disks.sort();
+        disks.dedup();
+        disks
+    }
+}
+
+/// Name of the file with the image of this digest, in the folder of a machine that has it.
+pub(super) fn image_file(digest: &str) -> String {
+    format!("image-{}.squashfs", image_serial(digest))
+}
+
+/// Would a file of this name be a disk with an image?
+pub(super) fn is_image_file(name: &str) -> bool {
+    name.strip_prefix("image-").is_some_and(|rest| rest.ends_with(".squashfs"))
 }
 
 /// A machine that the node holds.
@@ -196,8 +219,8 @@ impl Record {
     }
 
     /// The files of the folder that hold container images and are of use.
-    pub(super) fn archives(&self) -> impl Iterator<Item = &str> {
-        self.all().map(|ready| ready.archive.as_str())
+    pub(super) fn image_files(&self) -> BTreeSet<String> {
+        self.all().flat_map(Ready::disks).map(|disk| disk.file).collect()
     }
 
     /// The images of all that is of use.

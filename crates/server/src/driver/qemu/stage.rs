@@ -7,11 +7,12 @@ use casemate_types::compose::{ComposeDoc, ServiceSpec};
 use casemate_types::guest::{self, ImageRef};
 use tempfile::TempPath;
 
-use super::record::Ready;
+use super::command::ImageDisk;
+use super::record::{Ready, image_file};
 use super::slot::{Slot, lost, refuse};
 use super::{Host, files};
 use crate::cvm::spec::sha256;
-use crate::driver::images::{self, ImageStore, Login, Reference, Using};
+use crate::driver::images::{self, Login, Reference, Using};
 use crate::driver::{Error, Machine, Result};
 
 /// How often a registry that does not answer is asked again.
@@ -22,7 +23,8 @@ const REGISTRY_PAUSE: Duration = Duration::from_secs(1);
 /// A configuration and its images, which have no place yet.
 pub(super) struct Prepared {
     ready: Ready,
-    archive: Option<TempPath>,
+    /// The disks that the machine does not have yet, and the name that each is to have.
+    disks: Vec<(String, TempPath)>,
     /// Until the machine has them.
     _using: Using,
 }
@@ -48,19 +50,21 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
     }
     let mut using = host.store.using();
     let images = images(host, slot, machine, &services, login(&document).as_ref(), &mut using).await?;
-    let archive = ImageStore::archive_name(&images);
     let ready = Ready {
         machine: machine.clone(),
         os_image_hash: os_image.facts.os_image_hash,
         ports: services.iter().flat_map(|service| &service.ports).map(|port| port.published).collect(),
-        archive,
         images,
     };
-    let archive = match files::is_there(&slot.folder.join(&ready.archive)) {
-        true => None,
-        false => Some(archived(host, slot, &ready).await?),
-    };
-    Ok(Prepared { ready, archive, _using: using })
+    let count = ready.disks().len();
+    if count > guest::MAX_IMAGES {
+        return refuse(format!(
+            "its services have {count} different images, and a machine has room for {}",
+            guest::MAX_IMAGES
+        ));
+    }
+    let disks = disks(host, slot, &ready).await?;
+    Ok(Prepared { ready, disks, _using: using })
 }
 
 /// What the images of the services mean; they are in the store afterwards, or in the machine's folder already.
@@ -74,7 +78,7 @@ async fn images(
 ) -> Result<Vec<ImageRef>> {
     let mut images = Vec::<ImageRef>::new();
     // What this machine was given before needs no registry.
-    let are_here = files::is_there(&slot.folder.join(ImageStore::archive_name(&machine.images)));
+    let is_here = |image: &ImageRef| files::is_there(&slot.folder.join(image_file(&image.digest)));
     for service in services {
         if images.iter().any(|known| known.reference == service.image) {
             continue;
@@ -83,7 +87,7 @@ async fn images(
         let reference: Reference = service.image.parse().map_err(|why| Error::Refused(of_service(why)))?;
         let settled = machine.images.iter().find(|settled| settled.reference == service.image);
         images.push(match settled {
-            Some(settled) if are_here => settled.clone(),
+            Some(settled) if is_here(settled) => settled.clone(),
             _ => {
                 let digest = settled.map(|settled| settled.digest.clone()).or(reference.digest.clone());
                 let reference = Reference { digest, ..reference };
@@ -119,38 +123,44 @@ async fn fetch(
 
 impl Prepared {
     /// Puts the images in their place. In the machine's turn.
-    pub(super) fn keep(self, slot: &Slot) -> Result<Ready> {
-        let place = slot.folder.join(&self.ready.archive);
-        if let Some(archive) = self.archive.filter(|_| !files::is_there(&place)) {
-            files::put(&archive, &place).map_err(lost)?;
-        }
+    pub(super) async fn keep(self, slot: &Slot) -> Result<Ready> {
+        put(slot, self.disks).await?;
         Ok(self.ready)
     }
 }
 
-/// Makes the archive of a configuration's images anew, if it is not there.
+/// Puts the disks of a configuration's images in their place again, if one is gone.
 pub(super) async fn restore(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<()> {
-    let place = slot.folder.join(&ready.archive);
-    if files::is_there(&place) {
-        return Ok(());
-    }
-    files::put(&archived(host, slot, ready).await?, &place).map_err(lost)
+    put(slot, disks(host, slot, ready).await?).await
 }
 
-async fn archived(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<TempPath> {
-    let (store, images, folder) = (host.store.clone(), ready.images.clone(), slot.folder.clone());
-    let written = tokio::task::spawn_blocking(move || -> images::Result<TempPath> {
-        files::gate(&folder)?;
-        let half =
-            tempfile::Builder::new().prefix("images-").suffix(".half").tempfile_in(folder)?.into_temp_path();
-        store.archive(&images, &half)?;
-        Ok(half)
-    });
-    match written.await.map_err(|error| Error::Unreachable(error.to_string()))? {
-        Ok(half) => Ok(half),
-        Err(images::Error::Refused(why)) => Err(Error::Refused(why)),
-        Err(images::Error::Later(why)) => Err(Error::Unreachable(why)),
+async fn put(slot: &Slot, disks: Vec<(String, TempPath)>) -> Result<()> {
+    for (name, disk) in disks {
+        let place = slot.folder.join(name);
+        if !files::is_there(&place) {
+            let shared = tokio::task::spawn_blocking(move || files::share(&disk, &place)).await;
+            shared.map_err(|error| Error::Unreachable(error.to_string()))?.map_err(lost)?;
+        }
     }
+    Ok(())
+}
+
+/// The disks that are not in the machine's folder yet.
+async fn disks(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<Vec<(String, TempPath)>> {
+    let mut disks = Vec::new();
+    for ImageDisk { serial, file } in ready.disks() {
+        let of_disk = |image: &&ImageRef| guest::image_serial(&image.digest) == serial;
+        let Some(image) = ready.images.iter().find(of_disk) else { continue };
+        if files::is_there(&slot.folder.join(&file)) {
+            continue;
+        }
+        match host.store.disk(image).await {
+            Ok(disk) => disks.push((file, disk)),
+            Err(images::Error::Refused(why)) => return Err(Error::Refused(why)),
+            Err(images::Error::Later(why)) => return Err(Error::Unreachable(why)),
+        }
+    }
+    Ok(disks)
 }
 
 /// Who pulls, if the document says.

@@ -23,6 +23,7 @@ mod parts {
 mod fake;
 mod faults;
 mod full;
+mod roots;
 mod sweep;
 mod tags;
 mod vm_faults;

@@ -62,9 +62,9 @@ fn assert_in_order(rig: &FakeRig, seen: &Observed, what: &str) {
         "serial.log",
     ];
     let slot = rig.qemu().host.slot(VM);
-    let archives: Vec<String> = slot.lock().record.archives().map(str::to_owned).collect();
+    let images = slot.lock().record.image_files();
     for name in files(&rig.machine_folder()) {
-        assert!(known.contains(&name.as_str()) || archives.contains(&name), "{what}: {name} is of no use");
+        assert!(known.contains(&name.as_str()) || images.contains(&name), "{what}: {name} is of no use");
     }
 }
 
