@@ -168,7 +168,8 @@ contract!(tokio::test, RealRig::new());
 /// What the machine's server answers.
 pub(super) fn get(port: u16, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    // Asked again, `/count` would count again.
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
