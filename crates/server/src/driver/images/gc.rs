@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -173,7 +173,7 @@ impl ImageStore {
         let now = std::time::SystemTime::UNIX_EPOCH
             + self.rules.clock.now().duration_since(Timestamp::UNIX_EPOCH).unsigned_abs();
         let touched = make_folder(&self.folder.join("used"))
-            .and_then(|()| File::options().create(true).truncate(false).write(true).open(&file))
+            .and_then(|()| File::options().create(true).truncate(false).write(true).mode(0o600).open(&file))
             .and_then(|file| file.set_modified(now));
         if let Err(error) = touched {
             // It may go too early, and then is pulled again.
