@@ -58,22 +58,27 @@ pub fn write(parts: &Parts<'_>, out: impl Write) -> io::Result<()> {
     }
     let root = parts.tree.node(ROOT);
     out.header(FILES.as_bytes(), &header(root, EntryType::Directory, 0), b"")?;
-    let mut first = HashMap::<NodeId, Vec<u8>>::new();
+    let (mut nodes, mut links) = (HashMap::<NodeId, Vec<u8>>::new(), Vec::new());
     parts.tree.walk(|path, id| {
         let path = path_in(FILES, path);
-        let node = parts.tree.node(id);
-        if matches!(node.kind, Kind::Folder(_)) {
+        if let node @ Node { kind: Kind::Folder(_), .. } = parts.tree.node(id) {
             return out.node(&path, node, parts.layers);
         }
-        match first.entry(id) {
-            Entry::Occupied(first) => out.header(&path, &plain(EntryType::Link, 0), first.get()),
-            Entry::Vacant(none) => {
-                out.node(&path, node, parts.layers)?;
-                none.insert(path);
-                Ok(())
-            }
+        match nodes.entry(id) {
+            Entry::Occupied(_) => links.push((path, id)),
+            Entry::Vacant(first) => drop(first.insert(path)),
         }
+        Ok(())
     })?;
+    // In the order of the layers, in which they are read to be verified: files that lie in one block are read one after the other.
+    let mut in_order: Vec<NodeId> = nodes.keys().copied().collect();
+    in_order.sort_unstable();
+    for id in in_order {
+        out.node(&nodes[&id], parts.tree.node(id), parts.layers)?;
+    }
+    for (path, id) in links {
+        out.header(&path, &plain(EntryType::Link, 0), &nodes[&id])?;
+    }
     out.0.write_all(&[0; 2 * BLOCK])?;
     out.0.flush()
 }

@@ -394,7 +394,13 @@ pub(crate) fn make(layers: &[Vec<u8>]) -> Made {
     let folder = tempfile::tempdir().unwrap();
     let mut program = Command::new("tar");
     let mut program = program
-        .args(["--extract", "--preserve-permissions", "--numeric-owner", "--directory"])
+        .args([
+            "--extract",
+            "--preserve-permissions",
+            "--numeric-owner",
+            "--delay-directory-restore",
+            "--directory",
+        ])
         .arg(folder.path())
         .stdin(Stdio::piped())
         .spawn()
