@@ -1,15 +1,16 @@
 //! The driver with QEMU itself, and with the guest that `make guest` builds.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use casemate_types::compose::ComposeDoc;
 use casemate_types::env::{self, EnvVar};
 use casemate_types::ids::AppId;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
-use crate::cvm::spec::{Compose, Gpus};
+use crate::cvm::spec::{Compose, Gpus, sha256};
 use crate::driver::Guest;
 
 const SECRET: [u8; 32] = [7; 32];
@@ -255,6 +256,78 @@ async fn an_update_of_compose_memory_and_os_serves_the_new_version_and_keeps_the
     }
     qemu.ensure_absent(at(3)).await.unwrap();
     assert!(!folder.exists() && get(port.host, "/").is_err());
+}
+
+/// Puts so many images beside `web:1` that differ from it in a variable. Their names.
+fn variants(rig: &RealRig, count: usize) -> Vec<String> {
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.casemate-guest/oci/web-1");
+    let layout = tempfile::tempdir().unwrap();
+    let blobs = layout.path().join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    for blob in std::fs::read_dir(made.join("blobs/sha256")).unwrap().flatten() {
+        std::fs::copy(blob.path(), blobs.join(blob.file_name())).unwrap();
+    }
+    let read = |path: PathBuf| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let blob = |of: &Value| read(blobs.join(of["digest"].as_str().unwrap().trim_start_matches("sha256:")));
+    let put = |document: &Value| {
+        let (text, digest) = (document.to_string(), hex::encode(sha256(document.to_string().as_bytes())));
+        std::fs::write(blobs.join(&digest), &text).unwrap();
+        (json!(format!("sha256:{digest}")), json!(text.len()))
+    };
+    let index = read(made.join("index.json"));
+    let manifest = blob(&index["manifests"][0]);
+    let names: Vec<String> = (0..count).map(|number| format!("variant:{number}")).collect();
+    let manifests: Vec<Value> = names
+        .iter()
+        .map(|name| {
+            let (mut config, mut manifest) = (blob(&manifest["config"]), manifest.clone());
+            config["config"]["Env"] = json!(["PATH=/bin", format!("VARIANT={name}")]);
+            (manifest["config"]["digest"], manifest["config"]["size"]) = put(&config);
+            let mut named = index["manifests"][0].clone();
+            (named["digest"], named["size"]) = put(&manifest);
+            named["annotations"]["org.opencontainers.image.ref.name"] = json!(name);
+            named
+        })
+        .collect();
+    let index = json!({ "schemaVersion": 2, "manifests": manifests });
+    std::fs::write(layout.path().join("index.json"), index.to_string()).unwrap();
+    rig.0.qemu().images().import(layout.path(), None).unwrap();
+    names
+}
+
+#[tokio::test]
+async fn many_images_are_as_many_disks_and_machines_that_run_at_once_share_them() {
+    let rig = RealRig::new();
+    // More than one place on the bus has functions for.
+    let names = variants(&rig, 12);
+    let mut many = rig.machine(1);
+    let mut document = many.spec.compose.parsed();
+    let service = |name: &String| (name.replace(':', "-"), json!({"image": name}));
+    let services: serde_json::Map<_, _> = names.iter().map(service).collect();
+    document.set_docker_compose_file(&json!({ "services": services }).to_string());
+    many.spec.compose = Compose::new(&document);
+    let vms = [VM, VmUuid(uuid::Uuid::from_u128(2))];
+    for vm in vms {
+        let at = At { vm, generation: 1 };
+        rig.0.qemu().ensure_staged(at, &many).await.unwrap();
+        rig.0.qemu().ensure_applied(at, &many).await.unwrap();
+        rig.0.qemu().ensure_started(at).await.unwrap();
+    }
+    rig.done().await;
+    let done = async {
+        loop {
+            let seen = rig.0.qemu().observe(&vms).await.unwrap();
+            if seen.iter().all(|seen| seen.guest == Guest::Done) {
+                return seen;
+            }
+            rig.0.clock.sleep(Duration::from_millis(50)).await;
+        }
+    };
+    for seen in rig.0.clock.within(Duration::from_secs(120), done).await.expect("both are up") {
+        let digests: BTreeSet<_> = seen.containers.iter().map(|one| one.digest.clone()).collect();
+        assert_eq!((seen.containers.len(), digests.len()), (names.len(), names.len()), "{seen:?}");
+        assert!(seen.containers.iter().all(|one| one.running), "{seen:?}");
+    }
 }
 
 #[tokio::test]
