@@ -18,7 +18,7 @@ test: ## Everything that CI runs, as timed stages (STAGES="clients": only these)
 	@scripts/test $(STAGES)
 
 soak: ## The same tests with bigger numbers (CASEMATE_TEST_SCALE=20), for an hour without company
-	@CASEMATE_TEST_SCALE="$${CASEMATE_TEST_SCALE:-20}" scripts/test tools build sweeps crash fuzz
+	@CASEMATE_TEST_SCALE="$${CASEMATE_TEST_SCALE:-20}" scripts/test tools build sweeps crash fuzz vms
 
 ifneq ($(wildcard crates/benches/Cargo.toml),)
 bench: ## Measure Casemate beside limit servers of its own, as ratios
