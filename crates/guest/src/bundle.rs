@@ -14,10 +14,8 @@ use serde_json::{Value, json};
 
 use crate::disk::DATA;
 use crate::image::Image;
-use crate::{Doing, Result, inside, network};
+use crate::{Doing, Result, inside, network, scratch};
 
-/// What the containers change in their roots, gone at the next boot.
-pub(crate) const SERVICES: &str = "/data/run/services";
 /// Configurations, in memory only: they have the opened environment.
 pub(crate) const BUNDLES: &str = "/run/bundles";
 
@@ -52,13 +50,14 @@ const CAPABILITIES: [&str; 13] = [
     "CAP_SETUID",
 ];
 
-/// Makes a service's container out of its image. Variables are in their places by now.
-pub(crate) fn make(service: &ServiceSpec, image: &Image) -> Result<Bundle> {
+/// Makes a service's container out of its image; what it changes in there goes below `services`, in a folder that is new.
+/// Variables are in their places by now.
+pub(crate) fn make(service: &ServiceSpec, image: &Image, services: &Path) -> Result<Bundle> {
     let (name, lower, image) = (&service.name, &image.root, &image.process);
-    let own = Path::new(SERVICES).join(name);
+    let own = services.join(name);
     let (root, upper, work) = (own.join("root"), own.join("upper"), own.join("work"));
-    for folder in [&root, &upper, &work] {
-        fs::create_dir_all(folder).doing(format_args!("cannot make {}", folder.display()))?;
+    for folder in [&own, &root, &upper, &work] {
+        fs::create_dir(folder).doing(format_args!("cannot make {}", folder.display()))?;
     }
     let layers =
         format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
@@ -109,12 +108,14 @@ pub(crate) fn make(service: &ServiceSpec, image: &Image) -> Result<Bundle> {
 fn make_volume(name: &str, root: &Path, target: &str) -> Result<PathBuf> {
     let volumes = Path::new(DATA).join(VOLUMES);
     let (folder, fresh) = (volumes.join(name), volumes.join(format!(".{name}.new")));
-    if folder.exists() {
+    scratch::folder(&volumes)?;
+    if fs::symlink_metadata(&folder).is_ok() {
+        scratch::folder(&folder)?;
         return Ok(folder);
     }
     // Filled beside it and renamed, so that a machine that dies in between begins again.
-    let _ = fs::remove_dir_all(&fresh);
-    fs::create_dir_all(&fresh).doing("cannot make its folder")?;
+    scratch::remove(&fresh)?;
+    fs::create_dir(&fresh).doing("cannot make its folder")?;
     if let Ok(image) = inside::open(root, target.trim_start_matches('/'))
         && image.metadata().is_ok_and(|image| image.is_dir())
     {
