@@ -1,7 +1,7 @@
 //! A container as crun takes it: a root and a `config.json`.
 
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -59,16 +59,19 @@ pub(crate) fn make(service: &ServiceSpec, image: &Image, services: &Path) -> Res
     for folder in [&own, &root, &upper, &work] {
         fs::create_dir(folder).doing(format_args!("cannot make {}", folder.display()))?;
     }
-    let layers =
-        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    // Nothing that an attribute of a file says is followed to another place.
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={},redirect_dir=nofollow,metacopy=off,index=off",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
     let layers = std::ffi::CString::new(layers).doing("a path with a zero byte")?;
     mount("overlay", &root, "overlay", MountFlags::empty(), layers.as_c_str())
         .doing(format_args!("cannot mount the root of `{name}`"))?;
 
     let user = User::find(service.user.as_deref().unwrap_or(&image.user), &|path| {
-        let mut text = String::new();
-        inside::open(&root, path).ok()?.read_to_string(&mut text).ok()?;
-        Some(text)
+        inside::text(&root, path).doing(format_args!("cannot read {path} of the image"))
     })
     .map_err(|reason| format!("service `{name}`: {reason}"))?;
     let args = args(service, image).map_err(|reason| format!("service `{name}`: {reason}"))?;
@@ -176,11 +179,11 @@ struct User {
 
 impl User {
     /// Out of `USER` or `USER:GROUP`, each a number or a name of the image's own tables.
-    fn find(text: &str, file: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+    fn find(text: &str, file: &dyn Fn(&str) -> Result<String>) -> Result<Self> {
         let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
         let user = if user.is_empty() { "0" } else { user };
-        let passwd = file("etc/passwd").unwrap_or_default();
-        let groups = file("etc/group").unwrap_or_default();
+        let passwd = file("etc/passwd")?;
+        let groups = file("etc/group")?;
         let entry = passwd
             .lines()
             .map(|line| line.split(':').collect::<Vec<_>>())
@@ -310,9 +313,9 @@ mod tests {
     #[test]
     fn users_are_numbers_or_names_of_the_image() {
         let file = |path: &str| match path {
-            "etc/passwd" => Some("root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n".to_owned()),
-            "etc/group" => Some("root:x:0:\nmore:x:7:app,other\nstaff:x:50:\n".to_owned()),
-            _ => None,
+            "etc/passwd" => Ok("root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n".to_owned()),
+            "etc/group" => Ok("root:x:0:\nmore:x:7:app,other\nstaff:x:50:\n".to_owned()),
+            _ => Err("there is no more".to_owned()),
         };
         let user = |uid, gid, more: &[u32]| Ok(User { uid, gid, more: more.to_vec() });
         for (text, wanted) in [
@@ -327,7 +330,9 @@ mod tests {
         ] {
             assert_eq!(User::find(text, &file), wanted, "{text}");
         }
-        assert_eq!(User::find("5:6", &|_| None), user(5, 6, &[]));
+        assert_eq!(User::find("5:6", &|_| Ok(String::new())), user(5, 6, &[]));
+        let broken = "it is no regular file".to_owned();
+        assert_eq!(User::find("5", &|_| Err(broken.clone())), Err(broken));
     }
 
     #[test]
