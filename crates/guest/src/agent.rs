@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
@@ -20,10 +20,13 @@ use crate::logs::Log;
 use crate::measure::{EventLog, init_scripts};
 use crate::supervise::Service;
 use crate::{
-    Doing, Result, bundle, channel, clock, disk, environment, forward, init, network, power, say, supervise,
+    Doing, Result, bundle, channel, clock, disk, environment, forward, init, network, power, say, scratch,
+    supervise,
 };
 
 const LOGS: &str = "/data/logs";
+/// What lasts no longer than a boot.
+const RUN: &str = "/data/run";
 
 /// The machine, as everybody in it sees it.
 pub(crate) struct Machine {
@@ -159,7 +162,8 @@ fn open_env(machine: &Machine, sealed: &str, document: &ComposeDoc) -> Result<Ve
 /// Verifies the images and starts the containers.
 fn run(machine: &Arc<Machine>, services: &[ServiceSpec], env: &[(String, String)]) -> Result<()> {
     let value_of = |name: &str| env.iter().find(|(there, _)| there == name).map(|(_, value)| value.clone());
-    let _ = fs::remove_dir_all(bundle::SERVICES);
+    let own = machine.services();
+    scratch::begin(Path::new(RUN), &own)?;
     let mut images: HashMap<&str, Image> = HashMap::new();
     for image in &machine.config.images {
         let is_used = services.iter().any(|service| service.image == image.reference);
@@ -176,7 +180,7 @@ fn run(machine: &Arc<Machine>, services: &[ServiceSpec], env: &[(String, String)
             format!("service `{}`: the machine was given no image `{}`", spec.name, spec.image)
         })?;
         machine.progress(format!("starting the service {}", spec.name));
-        let bundle = bundle::make(&spec, image)?;
+        let bundle = bundle::make(&spec, image, &own)?;
         machine.know().signals[at] = bundle.stop_signal.clone();
         let log = machine.log(&spec.name).ok_or("a service without a log")?;
         for port in &spec.ports {
@@ -206,6 +210,11 @@ impl Machine {
 
     fn know(&self) -> MutexGuard<'_, Known> {
         self.known.lock().expect("whoever panics ends the agent")
+    }
+
+    /// What the containers of this boot change in their roots: a folder that no earlier boot can have had.
+    pub(crate) fn services(&self) -> PathBuf {
+        Path::new(RUN).join(format!("boot-{}", self.config.boot))
     }
 
     /// What the driver is told.

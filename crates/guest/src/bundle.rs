@@ -1,7 +1,7 @@
 //! A container as crun takes it: a root and a `config.json`.
 
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,8 @@ use serde_json::{Value, json};
 
 use crate::disk::DATA;
 use crate::image::Image;
-use crate::{Doing, Result, inside, network};
+use crate::{Doing, Result, inside, network, scratch};
 
-/// What the containers change in their roots, gone at the next boot.
-pub(crate) const SERVICES: &str = "/data/run/services";
 /// Configurations, in memory only: they have the opened environment.
 pub(crate) const BUNDLES: &str = "/run/bundles";
 
@@ -52,24 +50,28 @@ const CAPABILITIES: [&str; 13] = [
     "CAP_SETUID",
 ];
 
-/// Makes a service's container out of its image. Variables are in their places by now.
-pub(crate) fn make(service: &ServiceSpec, image: &Image) -> Result<Bundle> {
+/// Makes a service's container out of its image; what it changes in there goes below `services`, in a folder that is new.
+/// Variables are in their places by now.
+pub(crate) fn make(service: &ServiceSpec, image: &Image, services: &Path) -> Result<Bundle> {
     let (name, lower, image) = (&service.name, &image.root, &image.process);
-    let own = Path::new(SERVICES).join(name);
+    let own = services.join(name);
     let (root, upper, work) = (own.join("root"), own.join("upper"), own.join("work"));
-    for folder in [&root, &upper, &work] {
-        fs::create_dir_all(folder).doing(format_args!("cannot make {}", folder.display()))?;
+    for folder in [&own, &root, &upper, &work] {
+        fs::create_dir(folder).doing(format_args!("cannot make {}", folder.display()))?;
     }
-    let layers =
-        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    // Nothing that an attribute of a file says is followed to another place.
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={},redirect_dir=nofollow,metacopy=off,index=off",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
     let layers = std::ffi::CString::new(layers).doing("a path with a zero byte")?;
     mount("overlay", &root, "overlay", MountFlags::empty(), layers.as_c_str())
         .doing(format_args!("cannot mount the root of `{name}`"))?;
 
     let user = User::find(service.user.as_deref().unwrap_or(&image.user), &|path| {
-        let mut text = String::new();
-        inside::open(&root, path).ok()?.read_to_string(&mut text).ok()?;
-        Some(text)
+        inside::text(&root, path).doing(format_args!("cannot read {path} of the image"))
     })
     .map_err(|reason| format!("service `{name}`: {reason}"))?;
     let args = args(service, image).map_err(|reason| format!("service `{name}`: {reason}"))?;
@@ -109,12 +111,14 @@ pub(crate) fn make(service: &ServiceSpec, image: &Image) -> Result<Bundle> {
 fn make_volume(name: &str, root: &Path, target: &str) -> Result<PathBuf> {
     let volumes = Path::new(DATA).join(VOLUMES);
     let (folder, fresh) = (volumes.join(name), volumes.join(format!(".{name}.new")));
-    if folder.exists() {
+    scratch::folder(&volumes)?;
+    if fs::symlink_metadata(&folder).is_ok() {
+        scratch::folder(&folder)?;
         return Ok(folder);
     }
     // Filled beside it and renamed, so that a machine that dies in between begins again.
-    let _ = fs::remove_dir_all(&fresh);
-    fs::create_dir_all(&fresh).doing("cannot make its folder")?;
+    scratch::remove(&fresh)?;
+    fs::create_dir(&fresh).doing("cannot make its folder")?;
     if let Ok(image) = inside::open(root, target.trim_start_matches('/'))
         && image.metadata().is_ok_and(|image| image.is_dir())
     {
@@ -175,11 +179,11 @@ struct User {
 
 impl User {
     /// Out of `USER` or `USER:GROUP`, each a number or a name of the image's own tables.
-    fn find(text: &str, file: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+    fn find(text: &str, file: &dyn Fn(&str) -> Result<String>) -> Result<Self> {
         let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
         let user = if user.is_empty() { "0" } else { user };
-        let passwd = file("etc/passwd").unwrap_or_default();
-        let groups = file("etc/group").unwrap_or_default();
+        let passwd = file("etc/passwd")?;
+        let groups = file("etc/group")?;
         let entry = passwd
             .lines()
             .map(|line| line.split(':').collect::<Vec<_>>())
@@ -309,9 +313,9 @@ mod tests {
     #[test]
     fn users_are_numbers_or_names_of_the_image() {
         let file = |path: &str| match path {
-            "etc/passwd" => Some("root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n".to_owned()),
-            "etc/group" => Some("root:x:0:\nmore:x:7:app,other\nstaff:x:50:\n".to_owned()),
-            _ => None,
+            "etc/passwd" => Ok("root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n".to_owned()),
+            "etc/group" => Ok("root:x:0:\nmore:x:7:app,other\nstaff:x:50:\n".to_owned()),
+            _ => Err("there is no more".to_owned()),
         };
         let user = |uid, gid, more: &[u32]| Ok(User { uid, gid, more: more.to_vec() });
         for (text, wanted) in [
@@ -326,7 +330,9 @@ mod tests {
         ] {
             assert_eq!(User::find(text, &file), wanted, "{text}");
         }
-        assert_eq!(User::find("5:6", &|_| None), user(5, 6, &[]));
+        assert_eq!(User::find("5:6", &|_| Ok(String::new())), user(5, 6, &[]));
+        let broken = "it is no regular file".to_owned();
+        assert_eq!(User::find("5", &|_| Err(broken.clone())), Err(broken));
     }
 
     #[test]

@@ -39,8 +39,9 @@ impl Image {
         let device = disk::by_serial(serial)?;
         let place = Path::new(PLACE).join(serial);
         fs::create_dir_all(&place).doing(format_args!("cannot make {}", place.display()))?;
-        // Set-user-id programs are to work in containers, so nothing but writing is forbidden.
-        mount(&device, &place, "squashfs", MountFlags::RDONLY, c"")
+        // Containers see it through a mount of their own, in which programs run; here none does, and no device is opened.
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount(&device, &place, "squashfs", flags, c"")
             .doing(format_args!("cannot mount its disk {}", device.display()))?;
         let verified = verify::verify(&place, digest).map_err(|error| error.to_string())?;
         Ok(Self { process: verified.process, root: place.join(FILES) })

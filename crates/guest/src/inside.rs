@@ -4,18 +4,51 @@
 //! image has leads out of it.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
+
+/// Bytes of a text.
+const MAX_TEXT: u64 = 1024 * 1024;
 
 /// Opens what is at a path, to read it.
 pub(crate) fn open(root: &Path, path: &str) -> io::Result<File> {
     let root = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)?.into())
+}
+
+/// The text of a file; none where there is nothing.
+///
+/// # Errors
+/// It is no regular file, is longer than 1 MiB, or cannot be read.
+pub(crate) fn text(root: &Path, path: &str) -> io::Result<String> {
+    let root = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // Looked at before it is opened, since some devices act when they are.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let there = match openat2(
+        root,
+        path,
+        flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    ) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
+        there => there?,
+    };
+    if FileType::from_raw_mode(fstat(&there)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let file = File::open(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
+    let mut text = Vec::new();
+    file.take(MAX_TEXT + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_TEXT {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Makes a folder, and those above it, where they are missing.
@@ -60,8 +93,8 @@ fn folder(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::mknodat;
     use std::fs;
-    use std::io::Read;
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -85,5 +118,29 @@ mod tests {
         assert!(make_folder(&root, Path::new("../out/made")).is_err());
         assert!(make_folder(&root, Path::new("away/made")).is_err(), "a link that leads nowhere in there");
         assert_eq!(fs::read_dir(around.path().join("out")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_a_file_that_is_not_too_long_is_a_text() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        let mut long = vec![b'x'; MAX_TEXT as usize];
+        fs::write(path("file"), &long).unwrap();
+        long.push(b'x');
+        fs::write(path("long"), &long).unwrap();
+        fs::create_dir(path("folder")).unwrap();
+        mknodat(CWD, path("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        symlink("/pipe", path("link")).unwrap();
+        assert_eq!(text(root.path(), "file").unwrap().len() as u64, MAX_TEXT);
+        assert_eq!(text(root.path(), "none").unwrap(), "");
+        assert_eq!(text(root.path(), "file/none").unwrap(), "");
+        for (name, expected) in [
+            ("long", "it is longer than 1 MiB"),
+            ("folder", "it is no regular file"),
+            ("pipe", "it is no regular file"),
+            ("link", "it is no regular file"),
+        ] {
+            assert_eq!(text(root.path(), name).unwrap_err().to_string(), expected, "{name}");
+        }
     }
 }

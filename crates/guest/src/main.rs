@@ -12,6 +12,7 @@
 //! | [`measure`] | the event log and the register that stands for it |
 //! | [`environment`] | the sealed environment, opened |
 //! | [`disk`], [`image`] | disks by serial number; images, each on one of them |
+//! | [`scratch`] | what lasts no longer than a boot |
 //! | [`bundle`], [`inside`] | a container's configuration; files of its root |
 //! | [`supervise`], [`logs`], [`forward`] | a container's life; its output; its ports |
 //! | [`network`] | the machine's network, and one for each container |
@@ -31,6 +32,7 @@ mod logs;
 mod measure;
 mod network;
 mod power;
+mod scratch;
 mod stats;
 mod supervise;
 

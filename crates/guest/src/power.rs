@@ -11,7 +11,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::agent::Machine;
 use crate::disk::DATA;
-use crate::{bundle, clock, init, say, supervise};
+use crate::{clock, init, say, supervise};
 
 /// The power button among the keys of an input device.
 const KEY_POWER: u16 = 116;
@@ -66,7 +66,7 @@ pub(crate) fn begin(machine: &Arc<Machine>) {
         say!("the services have stopped; the machine goes down");
         machine.close_logs();
         rustix::fs::sync();
-        for entry in fs::read_dir(bundle::SERVICES).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(machine.services()).into_iter().flatten().flatten() {
             let _ = unmount(entry.path().join("root"), UnmountFlags::DETACH);
         }
         if Path::new(DATA).exists()

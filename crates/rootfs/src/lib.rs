@@ -37,6 +37,8 @@ pub const MAX_ENTRIES: usize = 500_000;
 pub const MAX_PATH: usize = 3_900;
 /// Bytes of a name.
 pub const MAX_NAME: usize = 255;
+/// Bytes of all names and link targets of an image, counted in all of its layers.
+pub const MAX_NAMES: usize = 64 * 1024 * 1024;
 /// Layers of an image.
 pub const MAX_LAYERS: usize = 512;
 /// Bytes of a manifest or a configuration.
@@ -61,9 +63,14 @@ fn wrong<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::Wrong(why.into()))
 }
 
-/// A path or a name, for people.
+/// A path or a name, for people: of one that is long, the first and the last bytes.
 fn show(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).escape_debug().to_string()
+    const END: usize = 200;
+    let text = |part: &[u8]| String::from_utf8_lossy(part).escape_debug().to_string();
+    match (path.get(..END), path.len().checked_sub(END)) {
+        (Some(first), Some(last)) if last > END => format!("{}…{}", text(first), text(&path[last..])),
+        _ => text(path),
+    }
 }
 
 /// Digest of these bytes, as images name it.

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 
-use crate::{MAX_PATH, show};
+use crate::{MAX_ENTRIES, MAX_PATH, show};
 
 const BYTES: u8 = 0;
 const OF_FILE: u8 = 1;
@@ -123,7 +123,7 @@ impl<S: Read, O: FnMut(&[u8]) -> io::Result<File>> Rebuilt<S, O> {
             return Ok(false);
         }
         self.now = match kind[0] {
-            BYTES => Now::Bytes(self.number()?),
+            BYTES => Now::Bytes(self.size()?),
             OF_FILE => {
                 let mut length = [0; 4];
                 self.skeleton.read_exact(&mut length)?;
@@ -133,7 +133,10 @@ impl<S: Read, O: FnMut(&[u8]) -> io::Result<File>> Rebuilt<S, O> {
                 }
                 let mut path = vec![0; length];
                 self.skeleton.read_exact(&mut path)?;
-                let size = self.number()?;
+                let size = self.size()?;
+                if self.files.len() >= MAX_ENTRIES {
+                    return Err(io::Error::other("its skeleton is broken: it has too many files"));
+                }
                 let file = (self.open)(&path)
                     .map_err(|error| io::Error::other(format!("`{}` of the root: {error}", show(&path))))?;
                 self.files.push(InRoot { path, at: self.at, size });
@@ -148,10 +151,15 @@ impl<S: Read, O: FnMut(&[u8]) -> io::Result<File>> Rebuilt<S, O> {
         Ok(true)
     }
 
-    fn number(&mut self) -> io::Result<u64> {
-        let mut number = [0; 8];
-        self.skeleton.read_exact(&mut number)?;
-        Ok(u64::from_be_bytes(number))
+    /// The size that a record says.
+    fn size(&mut self) -> io::Result<u64> {
+        let mut size = [0; 8];
+        self.skeleton.read_exact(&mut size)?;
+        match u64::from_be_bytes(size) {
+            // As many as a host likes of these would be a layer that is as it should be.
+            0 => Err(io::Error::other("its skeleton is broken: there is a record of nothing")),
+            size => Ok(size),
+        }
     }
 }
 

@@ -60,7 +60,7 @@ fn layer(entries: &[Vec<u8>]) -> Vec<u8> {
     [entries.concat(), vec![0; 1024]].concat()
 }
 
-fn try_tree(layers: &[Vec<u8>]) -> Result<Tree, String> {
+pub(crate) fn try_tree(layers: &[Vec<u8>]) -> Result<Tree, String> {
     let mut tree = Tree::default();
     for layer in layers {
         tree.apply(&layer[..]).map_err(|error| error.to_string())?;
@@ -571,6 +571,11 @@ fn whatever_was_changed_on_a_disk_is_found() {
             "other hard links",
         ),
         (
+            "a hard link from elsewhere",
+            |disk| fs::hard_link(disk.join("root/etc/empty"), disk.join("image/more")).unwrap(),
+            "`etc/empty` of its disk has other hard links, 2, and in the image it is 1",
+        ),
+        (
             "a hard link for a copy",
             |disk| {
                 let again = disk.join("root/bin/again");
@@ -605,12 +610,37 @@ fn whatever_was_changed_on_a_disk_is_found() {
         ),
         ("a manifest", |disk| fs::write(disk.join("image/manifest"), "{}").unwrap(), "has another content"),
     ];
-    let owner: (&str, Change, &str) = (
-        "an owner",
-        |disk| std::os::unix::fs::lchown(disk.join("root/sbin"), Some(7), None).unwrap(),
-        "`sbin` of its disk has owner 7, and in the image it is 0",
-    );
-    for (what, change, expected) in cases.iter().chain(is_root().then_some(&owner)) {
+    fn attribute(path: &Path, name: &str) {
+        rustix::fs::lsetxattr(path, name, b"x", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    // With security.capability any program has the rights of root.
+    const CAPABILITY: [u8; 20] = [0, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let by_root: &[(&str, Change, &str)] = &[
+        (
+            "an owner",
+            |disk| std::os::unix::fs::lchown(disk.join("root/sbin"), Some(7), None).unwrap(),
+            "`sbin` of its disk has owner 7, and in the image it is 0",
+        ),
+        (
+            "a capability",
+            |disk| {
+                let (path, flags) = (disk.join("root/etc/passwd"), rustix::fs::XattrFlags::empty());
+                rustix::fs::lsetxattr(path, "security.capability", &CAPABILITY, flags).unwrap();
+            },
+            "`etc/passwd` of its disk has the extended attribute security.capability",
+        ),
+        (
+            "an attribute of the root",
+            |disk| attribute(&disk.join("root"), "trusted.test"),
+            "`/` of its disk has the extended attribute trusted.test",
+        ),
+        (
+            "an attribute of a link",
+            |disk| attribute(&disk.join("root/sbin"), "trusted.test"),
+            "`sbin` of its disk has the extended attribute trusted.test",
+        ),
+    ];
+    for (what, change, expected) in cases.iter().chain(if is_root() { by_root } else { &[] }) {
         let made = make(&layers());
         change(made.disk.path());
         for folder in ["root", "root/etc", "root/bin"] {
@@ -621,6 +651,49 @@ fn whatever_was_changed_on_a_disk_is_found() {
             other => panic!("{what}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_skeleton_has_no_record_of_nothing() {
+    let made = make(&layers());
+    let path = made.disk.path().join("image/layer-0");
+    let skeleton = fs::read(&path).unwrap();
+    for nothing in [vec![0; 9], [&[1, 0, 0, 0, 5][..], b"empty", &[0; 8]].concat()] {
+        fs::write(&path, [nothing, skeleton.clone()].concat()).unwrap();
+        let error = verify(made.disk.path(), &made.digest).unwrap_err().to_string();
+        assert!(error.contains("its skeleton is broken: there is a record of nothing"), "{error}");
+    }
+}
+
+#[test]
+fn names_and_targets_have_a_limit_together() {
+    let target = "t".repeat(3900);
+    let one = [pax(&[("linkpath", &target)]), symlink("l", "x")].concat();
+    let most = crate::MAX_NAMES / (target.len() + 1);
+    let mut tree = Tree::default();
+    // One after the other, in the same place: what is replaced counts too.
+    tree.apply(&one.repeat(most)[..]).unwrap();
+    let error = tree.apply(&one[..]).unwrap_err().to_string();
+    let expected = "`l` is one entry too many: all names and link targets of an image may have 64 MiB";
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn folders_may_be_as_deep_as_a_path_is_long() {
+    if !is_root() {
+        return;
+    }
+    let path = "d/".repeat(1800) + "file";
+    let layers = [layer(&[pax(&[("path", &path)]), file("x", "deep")])];
+    let made = make(&layers);
+    verify(made.disk.path(), &made.digest).unwrap();
+    set_mode(made.disk.path(), &path);
+    let error = verify(made.disk.path(), &made.digest).unwrap_err().to_string();
+    assert!(error.contains("d/file` of its disk has mode 0777") && error.len() < 600, "{error}");
+}
+
+fn set_mode(disk: &Path, path: &str) {
+    fs::set_permissions(disk.join("root").join(path), fs::Permissions::from_mode(0o777)).unwrap();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use rustix::fs::FileType;
 use tar::EntryType;
 
 use crate::archive::{Archive, Entry, names};
-use crate::{Error, MAX_ENTRIES, MAX_PATH, Result, show, wrong};
+use crate::{Error, MAX_ENTRIES, MAX_NAMES, MAX_PATH, Result, show, wrong};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -34,6 +34,8 @@ pub struct Tree {
     /// Number of the layer at work.
     layer: usize,
     entries: usize,
+    /// Bytes of names and link targets.
+    bytes: usize,
     steps: u64,
 }
 
@@ -106,7 +108,7 @@ pub struct Named {
 impl Default for Tree {
     fn default() -> Self {
         let root = Node { mode: 0o755, uid: 0, gid: 0, mtime: 0, kind: Kind::Folder(BTreeMap::new()) };
-        Self { nodes: vec![root], layer: 0, entries: 0, steps: 0 }
+        Self { nodes: vec![root], layer: 0, entries: 0, bytes: 0, steps: 0 }
     }
 }
 
@@ -195,8 +197,16 @@ impl Tree {
         if self.steps > MAX_STEPS { wrong("is one entry too many: the image is too tangled") } else { Ok(()) }
     }
 
-    fn count_entry(&mut self) -> Result<()> {
+    /// Counts an entry that has so many bytes of text.
+    fn count_entry(&mut self, bytes: usize) -> Result<()> {
         self.entries += 1;
+        self.bytes += bytes;
+        if self.bytes > MAX_NAMES {
+            return wrong(format!(
+                "is one entry too many: all names and link targets of an image may have {} MiB",
+                MAX_NAMES >> 20
+            ));
+        }
         if self.entries > MAX_ENTRIES {
             return wrong(format!("is one entry too many: an image may have {MAX_ENTRIES}"));
         }
@@ -204,7 +214,7 @@ impl Tree {
     }
 
     fn one(&mut self, entry: &Entry) -> Result<()> {
-        self.count_entry()?;
+        self.count_entry(entry.path.last().map_or(0, Vec::len) + entry.link.len())?;
         let Some((name, above)) = entry.path.split_last() else {
             if entry.kind != EntryType::Directory {
                 return wrong("is the root, and no folder");
@@ -298,7 +308,7 @@ impl Tree {
             let next = match self.folder_mut(at)?.get(&name) {
                 Some(there) => there.node,
                 None if is_own && missing == Missing::Made => {
-                    self.count_entry()?;
+                    self.count_entry(name.len())?;
                     let empty = Kind::Folder(BTreeMap::new());
                     let node = self.add(Node { mode: 0o755, uid: 0, gid: 0, mtime: 0, kind: empty });
                     let layer = self.layer;

@@ -268,6 +268,22 @@ fn vm_runs_nothing_of_an_image_that_was_changed() {
     let why = fails(2);
     assert_eq!(why, format!("{named}`bin/other` is on its disk and not in the image"));
 
+    // A capability for a program, of which no layer says anything.
+    disks.add(&first, |tar| {
+        let named = |block: &[u8]| block.starts_with(b"root/etc/passwd\0");
+        let at = tar.chunks(512).position(named).expect("a file") * 512;
+        let mut more = tar::Builder::new(Vec::new());
+        let capability = [&[1, 0, 0, 2, 0, 4][..], &[0; 14]].concat();
+        let extensions = [("SCHILY.xattr.security.capability", &capability[..])];
+        more.append_pax_extensions(extensions).expect("an archive");
+        [&tar[..at], more.get_ref(), &tar[at..]].concat()
+    });
+    let why = fails(7);
+    assert_eq!(
+        why,
+        format!("{named}`etc/passwd` of its disk has the extended attribute security.capability")
+    );
+
     // One image in the place of another, under its serial number.
     disks.add(&second.in_place_of(&first), |tar| tar);
     let why = fails(3);
@@ -343,7 +359,7 @@ fn vm_runs_an_image_with_everything_that_layers_can_have() {
     }
     let image = busybox.with("all:1", layers);
     let look = format!(
-        "hello; /again; stat -c '%h %a' /bin/hello; ls / | grep -c old; ls /full; stat -c '%u %a' /sticky /full/new; \
+        "test -e /d && echo stale; mkdir -p /$$(yes d | head -n 1900 | tr '\\n' /); hello; /again; stat -c '%h %a' /bin/hello; ls / | grep -c old; ls /full; stat -c '%u %a' /sticky /full/new; \
          cat /secret; echo; cat /{long}; echo; cat /count; touch /bin/hello /made && ls /made; id -u; {WAIT}"
     );
     let look_again = format!("exec 2>&1; cat /secret; echo x >/full/new && cat /full/new; ls /made; {WAIT}");
@@ -387,17 +403,19 @@ fn vm_runs_an_image_with_everything_that_layers_can_have() {
         });
         assert_eq!(lines, wanted, "{service}");
     }
-    // What a container changed is gone at the next boot, and the disk is what it was.
+    // What a container changed is gone at the next boot, however deep it lies, and the disk is what it was.
     vm.ask(Ask::PowerOff);
     vm.off();
     config.boot = 2;
     let mut vm = disks.boot(&config, &[]);
     vm.done();
-    let lines = wait_for("the log", || {
-        let (lines, _) = texts(&mut vm, "web", 3);
-        (lines.len() >= 3).then_some(lines)
-    });
-    assert_eq!(lines, wanted[1].1);
+    for (service, wanted) in wanted {
+        let lines = wait_for("the log", || {
+            let (lines, _) = texts(&mut vm, service, wanted.len() as u64);
+            (lines.len() >= wanted.len()).then_some(lines)
+        });
+        assert_eq!(lines, wanted, "{service}");
+    }
 }
 
 #[test]
