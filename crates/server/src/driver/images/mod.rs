@@ -16,6 +16,7 @@ pub use self::gc::{Freed, Mode, Using};
 pub use self::pull::Login;
 pub use self::reference::Reference;
 pub use self::root::UNPACKER;
+pub(super) use self::root::is_whole;
 pub use self::store::{Held, ImageStore, KEEP, Rules};
 
 /// Why an image is not to be had.
