@@ -9,6 +9,7 @@ mod import;
 mod manifest;
 mod pull;
 mod reference;
+mod registry;
 mod root;
 mod store;
 

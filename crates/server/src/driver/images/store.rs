@@ -379,9 +379,14 @@ impl Blob {
         Ok(Self { store: store.clone(), file, half, digest: Sha256::new() })
     }
 
+    /// Of what is there by now.
+    pub(super) fn digest(&self) -> String {
+        format!("sha256:{}", hex::encode(self.digest.clone().finalize()))
+    }
+
     /// Gives it its name, which is `expected` if that is given, and notes who gave it.
     pub(super) fn finish(self, giver: &Giver, expected: Option<&str>) -> Result<String> {
-        let digest = format!("sha256:{}", hex::encode(self.digest.clone().finalize()));
+        let digest = self.digest();
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             return Err(Error::Refused(format!("a blob hashes to {digest}, and {expected} was expected")));
         }
