@@ -30,6 +30,9 @@ pub mod remote;
 mod room;
 pub mod sim;
 
+/// Where the programs of this host are looked for, whatever the server's own environment says.
+const PROGRAMS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// The machine a call is for, and the operation it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct At {

@@ -9,6 +9,7 @@ mod import;
 mod manifest;
 mod pull;
 mod reference;
+mod registry;
 mod root;
 mod store;
 
@@ -16,6 +17,7 @@ pub use self::gc::{Freed, Mode, Using};
 pub use self::pull::Login;
 pub use self::reference::Reference;
 pub use self::root::UNPACKER;
+pub(super) use self::root::is_whole;
 pub use self::store::{Held, ImageStore, KEEP, Rules};
 
 /// Why an image is not to be had.

@@ -1,22 +1,13 @@
 //! Images from a registry.
 
-use std::future::Future;
 use std::io::Write;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::StreamExt;
-use oci_client::RegistryOperation;
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::{DigestError, OciDistributionError, OciError, OciErrorCode};
-use oci_client::secrets::RegistryAuth;
-
-use super::manifest::{ACCEPTED, Descriptor, Document};
+use super::manifest::{Descriptor, Document};
 use super::reference::is_digest;
+use super::registry::Registry;
 use super::store::{Blob, Giver, Origin, digest_of};
 use super::{Error, Reference, Result, Using};
-use crate::clock::Clock;
 
 /// Who pulls, where a registry asks.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -30,17 +21,15 @@ pub struct Login {
 }
 
 impl Login {
-    fn for_registry(&self, registry: &str) -> RegistryAuth {
+    /// Is it for the registry on this host?
+    pub(super) fn is_for(&self, registry: &str) -> bool {
         let host = |text: &str| {
             let text = text.trim_start_matches("https://").trim_start_matches("http://");
             text.split('/').next().unwrap_or_default().replace("index.docker.io", "docker.io")
         };
         let mine =
             self.registry.as_deref().filter(|text| !text.is_empty()).map_or("docker.io".to_owned(), host);
-        match mine == registry && !self.username.is_empty() {
-            true => RegistryAuth::Basic(self.username.clone(), self.password.clone()),
-            false => RegistryAuth::Anonymous,
-        }
+        mine == registry && !self.username.is_empty()
     }
 }
 
@@ -175,16 +164,11 @@ impl Using {
         registry: &Registry,
         reference: &Reference,
     ) -> Result<(String, Document)> {
-        let image = registry.image(reference)?;
-        let pull = || registry.client.pull_manifest_raw(&image, &registry.auth, &ACCEPTED);
-        let (bytes, _) = registry.ask(pull).await?;
+        let bytes = registry.manifest(reference).await?;
         let digest = digest_of(&bytes);
-        if let Some(wanted) = reference.digest.as_ref().filter(|wanted| **wanted != digest) {
-            return Err(Error::Refused(format!("{} gave {digest} for {wanted}", reference.registry)));
-        }
         let document = Document::read(&bytes).map_err(Error::Refused)?;
         self.add(&digest)?;
-        self.store().put(&Giver::repository(reference), bytes.as_ref(), None)?;
+        self.store().put(&Giver::repository(reference), bytes.as_slice(), None)?;
         Ok((digest, document))
     }
 
@@ -192,168 +176,31 @@ impl Using {
         if !is_digest(&part.digest) {
             return Err(Error::Refused(format!("`{}` is no SHA-256 digest", part.digest)));
         }
-        let image = registry.image(&registry.reference)?;
-        let pull = || registry.client.pull_blob_stream(&image, part.digest.as_str());
-        let mut stream = registry.ask(pull).await?;
+        let (image, wanted) = (&registry.reference, part.size);
+        let mut answer = registry.blob(&part.digest).await?;
         let (mut blob, mut size) = (Blob::begin(self.store())?, 0);
-        while let Some(bytes) = stream.next().await {
-            let bytes = bytes.map_err(|error| {
-                let (image, blob, wanted) = (&registry.reference, &part.digest, part.size);
-                match error.get_ref().is_some_and(|error| error.is::<DigestError>()) {
-                    true if size == part.size => {
-                        Error::Refused(format!("{} gave something else for blob {blob}", image.registry))
-                    }
-                    _ => Error::Later(format!(
-                        "image `{image}`: blob {blob} ended after {size} of {wanted} bytes: {error}"
-                    )),
-                }
-            })?;
+        let ended = |size: u64, why: &str| {
+            Error::Later(format!(
+                "image `{image}`: blob {} ended after {size} of {wanted} bytes{why}",
+                part.digest
+            ))
+        };
+        while let Some(bytes) = answer.chunk().await.map_err(|error| ended(size, &format!(": {error}")))? {
             size += bytes.len() as u64;
-            if size > part.size {
+            if size > wanted {
                 return Err(Error::Refused(format!("blob {} has more bytes than it should", part.digest)));
             }
             blob.write_all(&bytes)?;
         }
-        blob.finish(&Giver::repository(&registry.reference), Some(&part.digest)).map(drop)
-    }
-}
-
-/// An answer to a small question takes no longer than this; of a large one, its beginning.
-const ANSWER: Duration = Duration::from_secs(30);
-/// How long a registry that has too many requests is left alone, if it does not say.
-const PAUSE: Duration = Duration::from_secs(5);
-/// It is waited for no longer than this.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What the client of registries makes of an answer.
-type Asked<T> = std::result::Result<T, OciDistributionError>;
-
-/// What was asked of a registry that has too much to do.
-fn too_many_requests(error: &OciDistributionError) -> Option<&str> {
-    let too_many = |one: &OciError| matches!(one.code, OciErrorCode::Toomanyrequests);
-    match error {
-        OciDistributionError::RegistryError { envelope, url } if envelope.errors.iter().any(too_many) => {
-            Some(url)
+        if size < wanted {
+            return Err(ended(size, ""));
         }
-        OciDistributionError::ServerError { code: 429, url, .. } => Some(url),
-        _ => None,
-    }
-}
-
-struct Registry {
-    client: oci_client::Client,
-    auth: RegistryAuth,
-    reference: Reference,
-    clock: Clock,
-}
-
-impl Registry {
-    fn new(reference: &Reference, login: Option<&Login>, clock: Clock) -> Result<Self> {
-        let host = &reference.registry;
-        let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
-        let local = name == "localhost"
-            || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-        let config = ClientConfig {
-            // Nobody listens on the way to this host itself; docker does the same.
-            protocol: if local { ClientProtocol::Http } else { ClientProtocol::Https },
-            connect_timeout: Some(Duration::from_secs(10)),
-            read_timeout: Some(Duration::from_secs(60)),
-            user_agent: concat!("casemate/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        let client = oci_client::Client::try_from(config).map_err(|error| Error::Later(error.to_string()))?;
-        let auth = login.map_or(RegistryAuth::Anonymous, |login| login.for_registry(host));
-        Ok(Self { client, auth, reference: reference.clone(), clock })
-    }
-
-    fn is_anonymous(&self) -> bool {
-        matches!(self.auth, RegistryAuth::Anonymous)
-    }
-
-    /// What the reference means now, if this login may read it. Asks without fetching: that is free where pulls are counted.
-    async fn digest(&self) -> Result<String> {
-        let image = self.image(&self.reference)?;
-        self.ask(|| async {
-            match self.client.auth(&image, &self.auth, RegistryOperation::Pull).await {
-                // Without the login it may be had as well, or is refused below.
-                Ok(_) | Err(OciDistributionError::AuthenticationFailure(_)) => {}
-                Err(error) => return Err(error),
-            }
-            self.client.fetch_manifest_digest(&image, &self.auth).await
-        })
-        .await
-    }
-
-    /// Asks, and asks again where the registry has too much to do.
-    async fn ask<T, F: Future<Output = Asked<T>>>(&self, ask: impl Fn() -> F) -> Result<T> {
-        let mut waited = Duration::ZERO;
-        loop {
-            let answer = self.clock.within(ANSWER, ask()).await;
-            let answer = answer.ok_or_else(|| {
-                let (image, seconds) = (&self.reference, ANSWER.as_secs());
-                let registry = &image.registry;
-                Error::Later(format!("image `{image}`: {registry} does not answer within {seconds} s"))
-            })?;
-            let error = match answer {
-                Ok(value) => return Ok(value),
-                Err(error) => error,
-            };
-            let Some(url) = too_many_requests(&error) else { return Err(self.failed(&error)) };
-            let pause = self.retry_after(url).await.unwrap_or(PAUSE);
-            waited += pause.max(Duration::from_millis(100));
-            if waited > PATIENCE {
-                return Err(Error::Later(format!(
-                    "image `{}`: {} has too many requests, and asks to come back in {} s",
-                    self.reference,
-                    self.reference.registry,
-                    pause.as_secs()
-                )));
-            }
-            self.clock.sleep(pause).await;
+        if blob.digest() != part.digest {
+            return Err(Error::Refused(format!(
+                "{} gave something else for blob {}",
+                image.registry, part.digest
+            )));
         }
-    }
-
-    /// How long the registry wants to be left alone, if it says so. The client keeps no header of an error, so it is asked for.
-    async fn retry_after(&self, url: &str) -> Option<Duration> {
-        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().ok()?;
-        let answer = self.clock.within(ANSWER, http.head(url).send()).await?.ok()?;
-        let seconds = answer.headers().get(reqwest::header::RETRY_AFTER)?.to_str().ok()?;
-        (answer.status() == 429).then_some(Duration::from_secs(seconds.trim().parse().ok()?))
-    }
-
-    fn image(&self, reference: &Reference) -> Result<oci_client::Reference> {
-        reference.to_string().parse().map_err(|error| Error::Refused(format!("`{reference}`: {error}")))
-    }
-
-    fn failed(&self, error: &OciDistributionError) -> Error {
-        let image = &self.reference;
-        let missing = || {
-            Error::Refused(format!(
-                "image `{image}` is not imported on this node, and {} does not have it or does not give it to this login",
-                image.registry
-            ))
-        };
-        let later = || {
-            Error::Later(format!(
-                "image `{image}` is not imported on this node, and {} does not answer: {error}",
-                image.registry
-            ))
-        };
-        match error {
-            OciDistributionError::DigestError(error) => {
-                Error::Refused(format!("{} gave something else for image `{image}`: {error}", image.registry))
-            }
-            OciDistributionError::ImageManifestNotFoundError(_)
-            | OciDistributionError::UnauthorizedError { .. }
-            | OciDistributionError::AuthenticationFailure(_)
-            | OciDistributionError::RegistryError { .. } => missing(),
-            OciDistributionError::ServerError { code: 400..=499, .. } => missing(),
-            OciDistributionError::RequestError(error)
-                if error.status().is_some_and(|status| status.is_client_error()) =>
-            {
-                missing()
-            }
-            _ => later(),
-        }
+        blob.finish(&Giver::repository(image), Some(&part.digest)).map(drop)
     }
 }

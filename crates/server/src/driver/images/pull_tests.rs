@@ -31,6 +31,12 @@ pub(super) struct Registry {
     busy: Mutex<Option<(u32, &'static str)>>,
     /// Blobs never end.
     endless: AtomicBool,
+    /// Neither does anything else, and it asks for a token.
+    flood: Mutex<Option<&'static str>>,
+    /// It gives this token, and takes no other.
+    token: Mutex<Option<(&'static str, String)>>,
+    /// It does not name manifests.
+    nameless: AtomicBool,
     /// Blobs end before their end.
     cut: AtomicBool,
     asked: Mutex<Vec<String>>,
@@ -68,6 +74,30 @@ async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Resp
         *left -= u32::from(request.method() == axum::http::Method::HEAD);
         return (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, *seconds)]).into_response();
     }
+    let flooded = *registry.flood.lock().unwrap();
+    if flooded.is_some_and(|part| path.contains(part)) && request.method() == axum::http::Method::GET {
+        return (StatusCode::OK, axum::body::Body::from_stream(endless())).into_response();
+    }
+    let host = request.headers()[header::HOST].to_str().unwrap().to_owned();
+    let token = registry.token.lock().unwrap().clone();
+    if let Some((token, login)) = &token {
+        let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        if path == "/token" {
+            let query = request.uri().query().unwrap_or_default();
+            assert_eq!(query, "scope=repository%3Ame%2Fweb%3Apull&service=test");
+            return match given == Some(login.as_str()) {
+                true => json!({ "access_token": token }).to_string().into_response(),
+                false => StatusCode::UNAUTHORIZED.into_response(),
+            };
+        }
+        if given != Some(&format!("Bearer {token}")) {
+            let ask = format!("Bearer realm=\"http://{host}/token\",service=\"test\"");
+            return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, ask)]).into_response();
+        }
+        if path == "/v2/" {
+            return "{}".into_response();
+        }
+    }
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let login = registry.login.lock().unwrap().clone();
     if login.is_some() && given != login.as_deref() {
@@ -82,14 +112,16 @@ async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Resp
     let digest = registry.tags.lock().unwrap().get(&name).cloned().unwrap_or(name);
     let blob = registry.blobs.lock().unwrap().get(&digest).cloned();
     match blob {
+        Some(blob) if path.contains("/manifests/") && registry.nameless.load(Ordering::SeqCst) => {
+            blob.into_response()
+        }
         Some(blob) if path.contains("/manifests/") => {
             let digest = (HeaderName::from_static("docker-content-digest"), digest);
             ([(header::CONTENT_TYPE, MANIFEST.to_owned()), digest], blob).into_response()
         }
         Some(blob) if registry.endless.load(Ordering::SeqCst) => {
-            let rest = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![0_u8; 1 << 16]));
             let first = futures_util::stream::iter([Ok(blob)]);
-            axum::body::Body::from_stream(futures_util::StreamExt::chain(first, rest)).into_response()
+            axum::body::Body::from_stream(futures_util::StreamExt::chain(first, endless())).into_response()
         }
         Some(blob) if registry.cut.load(Ordering::SeqCst) => blob[..blob.len() / 2].to_vec().into_response(),
         Some(blob) => blob.into_response(),
@@ -98,6 +130,10 @@ async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Resp
                 .into_response()
         }
     }
+}
+
+fn endless() -> impl futures_util::Stream<Item = std::io::Result<Vec<u8>>> {
+    futures_util::stream::repeat_with(|| Ok(vec![0_u8; 1 << 16]))
 }
 
 /// A registry with the image `web:1`, changed as wanted; its host.
@@ -396,4 +432,39 @@ async fn a_registry_with_too_many_requests_is_left_alone_for_as_long_as_it_says(
     assert!(matches!(&got, Err(Error::Later(why)) if why.contains(told)), "{got:?}");
     // What everybody may have is what it was last.
     store.ensure(&tagged, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_document_without_an_end_is_refused() {
+    for (part, nameless) in [("/manifests/", false), ("/manifests/", true), ("/token", false)] {
+        let (host, registry) = serve(|registry| {
+            registry.flood = Mutex::new(Some(part));
+            registry.nameless = AtomicBool::new(nameless);
+        })
+        .await;
+        if part == "/token" {
+            *registry.token.lock().unwrap() = Some(("secret", basic()));
+        }
+        let (store, _folder) = store();
+        let got = store.ensure(&reference(&host, ":1"), Some(&login(&host))).await;
+        let told = "answers with a document of more than ";
+        assert!(matches!(&got, Err(Error::Refused(why)) if why.contains(told)), "{got:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_asks_for_a_token_gets_one_and_a_new_one_when_it_has_expired() {
+    let (host, registry) = serve(|registry| registry.token = Mutex::new(Some(("first", basic())))).await;
+    let (store, _folder) = store();
+    let tagged = reference(&host, ":1");
+    assert!(is_refused(&store.ensure(&tagged, None).await));
+    let asks = super::registry::Registry::new(&tagged, Some(&login(&host)), crate::clock::Clock::system());
+    let asks = asks.unwrap();
+    let digest = asks.digest().await.unwrap();
+    *registry.token.lock().unwrap() = Some(("second", basic()));
+    assert_eq!(digest_of(&asks.manifest(&tagged).await.unwrap()), digest);
+    assert_eq!(store.ensure(&tagged, Some(&login(&host))).await, Ok(digest.clone()));
+    // One that does not name what it gives is asked for all of it.
+    registry.nameless.store(true, Ordering::SeqCst);
+    assert_eq!(store.ensure(&tagged, Some(&login(&host))).await, Ok(digest));
 }

@@ -15,13 +15,14 @@ use casemate_rootfs::disk::{self, Parts};
 use casemate_rootfs::{Descriptor, Hashed, Image, Tree};
 use casemate_types::guest::ImageRef;
 use flate2::read::MultiGzDecoder;
-use ruzstd::decoding::StreamingDecoder;
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use tempfile::TempPath;
 
 use super::gc::SPARE;
 use super::manifest::MAX_DOCUMENT;
 use super::store::{damaged, digest_of, make_folder};
 use super::{Error, ImageStore, Result};
+use crate::driver::PROGRAMS;
 
 /// The program that makes a squashfs of a tar archive, in Debian's package squashfs-tools (4.5 or newer).
 pub const UNPACKER: &str = "sqfstar";
@@ -45,10 +46,18 @@ impl ImageStore {
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
             Arc::clone(turns.entry(image.digest.clone()).or_default())
         };
-        let _turn = turn.lock().await;
-        let (store, image) = (self.clone(), image.clone());
-        let linked = tokio::task::spawn_blocking(move || store.linked(&image));
-        linked.await.map_err(|error| Error::Later(error.to_string()))?
+        let turn = turn.lock_owned().await;
+        if !is_whole(&self.root(&image.digest)).await {
+            // Whoever no longer waits leaves the work as it is: it ends by itself, and the turns with it.
+            let alone = Arc::clone(&self.unpacking).lock_owned().await;
+            let (store, image) = (self.clone(), image.clone());
+            let made = tokio::task::spawn_blocking(move || {
+                let _turns = (turn, alone);
+                store.make(&image)
+            });
+            made.await.map_err(|error| Error::Later(error.to_string()))??;
+        }
+        self.link(image)
     }
 
     /// Where the disk of an image lies or would lie.
@@ -56,11 +65,16 @@ impl ImageStore {
         self.folder.join("roots").join(format!("{}.squashfs", digest.replacen(':', "-", 1)))
     }
 
+    #[cfg(test)]
     pub(super) fn linked(&self, image: &ImageRef) -> Result<TempPath> {
-        let root = self.root(&image.digest);
-        if !is_whole(&root)? {
+        if !is_sealed(&self.root(&image.digest)) {
             self.make(image)?;
         }
+        self.link(image)
+    }
+
+    fn link(&self, image: &ImageRef) -> Result<TempPath> {
+        let root = self.root(&image.digest);
         let link = |place: &Path| std::fs::hard_link(&root, place);
         let linked = tempfile::Builder::new().make_in(self.folder.join("tmp"), link)?;
         Ok(linked.into_temp_path())
@@ -194,14 +208,61 @@ fn decoded<'a>(kind: &str, blob: &'a mut impl Read) -> Box<dyn Read + 'a> {
     if kind.ends_with("gzip") {
         Box::new(MultiGzDecoder::new(blob))
     } else if kind.ends_with("zstd") {
-        match StreamingDecoder::new(blob) {
-            Ok(decoder) => Box::new(decoder),
-            Err(error) => Box::new(Broken(error.to_string())),
-        }
+        Box::new(Frames { from: blob, decoder: FrameDecoder::new(), is_in_one: false })
     } else if kind.ends_with("tar") {
         Box::new(blob)
     } else {
         Box::new(Broken(format!("it is of a kind that is not supported: `{kind}`")))
+    }
+}
+
+/// What the frames of a zstd file have, one after the other. Some programs write many, to compress them side by side or to find
+/// single files, and frames that are to be skipped between them.
+struct Frames<R> {
+    from: R,
+    decoder: FrameDecoder,
+    is_in_one: bool,
+}
+
+impl<R: Read> Frames<R> {
+    /// Goes to the beginning of the next frame. Is there one?
+    fn begin(&mut self) -> io::Result<bool> {
+        loop {
+            let mut magic = Vec::new();
+            (&mut self.from).take(4).read_to_end(&mut magic)?;
+            if magic.is_empty() {
+                return Ok(false);
+            }
+            // RFC 8878, section 3.1.2: the lower half of the last byte is anything, and a length follows.
+            if !matches!(magic.as_slice(), [0x50..=0x5f, 0x2a, 0x4d, 0x18]) {
+                self.decoder.init(magic.as_slice().chain(&mut self.from)).map_err(io::Error::other)?;
+                return Ok(true);
+            }
+            let mut length = [0; 4];
+            self.from.read_exact(&mut length)?;
+            let length = u64::from(u32::from_le_bytes(length));
+            if io::copy(&mut (&mut self.from).take(length), &mut io::sink())? < length {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+impl<R: Read> Read for Frames<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if !self.is_in_one && !self.begin()? {
+                return Ok(0);
+            }
+            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
+                let one = BlockDecodingStrategy::UptoBlocks(1);
+                self.decoder.decode_blocks(&mut self.from, one).map_err(io::Error::other)?;
+            }
+            self.is_in_one = self.decoder.can_collect() > 0;
+            if self.is_in_one {
+                return self.decoder.read(buffer);
+            }
+        }
     }
 }
 
@@ -265,7 +326,7 @@ fn squash(parts: &Parts<'_>, work: &Path, place: &Path) -> std::result::Result<(
         .arg(place)
         .current_dir(work)
         .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("PATH", PROGRAMS)
         .stdin(Stdio::piped())
         .stdout(output(&said)?)
         .stderr(output(&errors)?)
@@ -306,12 +367,27 @@ fn seal(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Is a disk there, as it was made?
-fn is_whole(path: &Path) -> io::Result<bool> {
-    let mut file = match File::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        opened => opened?,
-    };
+/// Is a disk there, as it was made? Reads all of it.
+pub(in crate::driver) async fn is_whole(path: &Path) -> bool {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || is_sealed(&path)).await.unwrap_or(false)
+}
+
+/// One that cannot be read is of no more use than one that is not there.
+fn is_sealed(path: &Path) -> bool {
+    match has_seal(path) {
+        Ok(sealed) => sealed,
+        Err(error) => {
+            if error.kind() != ErrorKind::NotFound {
+                tracing::warn!(%error, path = %path.display(), "the disk of an image cannot be read");
+            }
+            false
+        }
+    }
+}
+
+fn has_seal(path: &Path) -> io::Result<bool> {
+    let mut file = File::open(path)?;
     let Some(length) = file.metadata()?.len().checked_sub(BLOCK) else { return Ok(false) };
     let mut mark = Vec::new();
     file.seek(SeekFrom::Start(length))?;

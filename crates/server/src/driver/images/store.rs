@@ -110,6 +110,8 @@ pub struct ImageStore {
     _in_use: Arc<File>,
     /// One pull of a reference at a time: whoever waits finds it there.
     pub(super) pulls: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    /// One image at a time is unpacked: that takes memory, and up to half of the room that there is.
+    pub(super) unpacking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl ImageStore {
@@ -139,7 +141,13 @@ impl ImageStore {
             out.write_all(br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
         let rules = Rules::new(Clock::system(), KEEP, Arc::new(|| Ok(BTreeSet::new())));
-        Ok(Self { folder, rules, _in_use: Arc::new(in_use), pulls: Arc::default() })
+        Ok(Self {
+            folder,
+            rules,
+            _in_use: Arc::new(in_use),
+            pulls: Arc::default(),
+            unpacking: Arc::default(),
+        })
     }
 
     /// The same store, with these rules of what is kept.
@@ -371,9 +379,14 @@ impl Blob {
         Ok(Self { store: store.clone(), file, half, digest: Sha256::new() })
     }
 
+    /// Of what is there by now.
+    pub(super) fn digest(&self) -> String {
+        format!("sha256:{}", hex::encode(self.digest.clone().finalize()))
+    }
+
     /// Gives it its name, which is `expected` if that is given, and notes who gave it.
     pub(super) fn finish(self, giver: &Giver, expected: Option<&str>) -> Result<String> {
-        let digest = format!("sha256:{}", hex::encode(self.digest.clone().finalize()));
+        let digest = self.digest();
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             return Err(Error::Refused(format!("a blob hashes to {digest}, and {expected} was expected")));
         }

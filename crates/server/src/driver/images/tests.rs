@@ -296,8 +296,20 @@ fn a_disk_has_its_image_and_is_made_once() {
     let packed = gzip(&two);
     let zstd =
         ruzstd::encoding::compress_to_vec(three.as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
-    let image =
-        made(&store, &[("x.tar", &one, &one), ("x.tar+gzip", &packed, &two), ("x.tar.zstd", &zstd, &three)]);
+    // As several programs write it: of more than one frame, with something to be skipped before, between and after them.
+    let four = tar_of("four", &[4; 300_000]);
+    let frame =
+        |bytes: &[u8]| ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest);
+    let (begin, end) = four.split_at(100_000);
+    let skip = [b"\x5a\x2a\x4d\x18\x03\0\0\0abc".as_slice(), b"\x50\x2a\x4d\x18\0\0\0\0"].concat();
+    let frames = [&skip[..], &frame(begin), &skip, &frame(b""), &frame(end), &skip].concat();
+    let layers: [(&str, &[u8], &[u8]); 4] = [
+        ("x.tar", &one, &one),
+        ("x.tar+gzip", &packed, &two),
+        ("x.tar.zstd", &zstd, &three),
+        ("x.tar+zstd", &frames, &four),
+    ];
+    let image = made(&store, &layers);
     let (first, second) = (store.linked(&image).unwrap(), store.linked(&image).unwrap());
     let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
     assert_eq!(inode(&first), inode(&second));
@@ -346,6 +358,7 @@ fn what_cannot_be_unpacked_is_refused_by_name() {
         (("x.tar", good.as_slice(), other.as_slice()), "unpacked it hashes to sha256:"),
         (("x.tar+gzip", &half, &good), "image `made:1`: layer sha256:"),
         (("x.tar+zstd", &packed, &good), "image `made:1`: layer sha256:"),
+        (("x.tar+zstd", b"\x50\x2a\x4d\x18\xff\xff\xff\xff", &good), "image `made:1`: layer sha256:"),
         (("x.tar", &packed, &packed), "it ends in the middle of a header"),
         (("x.rar", &packed, &good), "it is of a kind that is not supported: `x.rar`"),
     ] {
@@ -364,4 +377,20 @@ fn what_cannot_be_unpacked_is_refused_by_name() {
         made(&store, &[("x.tar+gzip", &packed, &good)]);
     }
     assert_eq!(std::fs::read_dir(store.folder.join("tmp")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn one_image_at_a_time_is_unpacked_and_what_is_there_waits_for_none() {
+    let (store, folder) = store();
+    fill(&store, &["web:1", "web:2"]);
+    let (one, two) = (image(&store, "web:1"), image(&store, "web:2"));
+    drop(store.disk(&one).await.unwrap());
+    let elsewhere = store.unpacking.lock().await;
+    let mut waits = Box::pin(store.disk(&two));
+    assert!(futures_util::poll!(&mut waits).is_pending());
+    drop(store.disk(&one).await.unwrap());
+    assert!(futures_util::poll!(&mut waits).is_pending());
+    assert_eq!(std::fs::read_dir(folder.path().join("store/roots")).unwrap().count(), 1);
+    drop(elsewhere);
+    drop(waits.await.unwrap());
 }

@@ -34,7 +34,7 @@ pub(super) async fn stage(
 ) -> Result<Vec<ImageRef>> {
     {
         let _turn = slot.turn.lock().await;
-        if slot.enter(at, Stage::Staged)? == Entry::Passed {
+        if enter(slot, at, Stage::Staged)? == Entry::Passed {
             return Ok(slot.images_of(machine.revision));
         }
     }
@@ -42,20 +42,26 @@ pub(super) async fn stage(
     if slot.held().is_some_and(|held| held.disk_gb > 0) && !disk::is_there(&slot.folder) {
         return refuse(disk::GONE);
     }
-    if slot.held().is_some_and(|held| held.now.meets(machine)) {
+    let mut machine = machine.clone();
+    if let Some(held) = slot.held().filter(|held| held.now.meets(&machine)) {
         // What is in force needs nothing from outside: a registry that is away keeps nobody from a restart.
-        let _turn = slot.turn.lock().await;
-        if slot.enter(at, Stage::Staged)? != Entry::Passed {
-            slot.reach(Stage::Staged)?;
+        if let Ok(disks) = stage::missing(host, slot, &held.now, &BTreeSet::new()).await {
+            let _turn = slot.turn.lock().await;
+            if enter(slot, at, Stage::Staged)? != Entry::Passed {
+                stage::put(slot, disks).await?;
+                slot.reach(Stage::Staged)?;
+            }
+            return Ok(slot.images_of(machine.revision));
         }
-        return Ok(slot.images_of(machine.revision));
+        // Unless it is damaged here, with all that it could be made of again.
+        machine.images = held.now.images;
     }
     host.fits(slot, &machine.spec)?;
     // It may take long, and others are to get in meanwhile.
-    let prepared = stage::prepare(host, slot, machine).await?;
+    let prepared = stage::prepare(host, slot, &machine).await?;
     let _turn = slot.turn.lock().await;
-    if slot.enter(at, Stage::Staged)? != Entry::Passed {
-        let ready = prepared.keep(slot).await?;
+    if enter(slot, at, Stage::Staged)? != Entry::Passed {
+        let (ready, _using) = prepared.keep(slot).await?;
         slot.change(|record| {
             record.staged = Some(ready);
             record.fence.reach(Stage::Staged);
@@ -89,7 +95,7 @@ pub(super) async fn stop(host: &Arc<Host>, slot: &Arc<Slot>, at: At, how: Stop) 
     loop {
         {
             let _turn = slot.turn.lock().await;
-            if slot.enter(at, Stage::Stopped)? == Entry::Passed {
+            if enter(slot, at, Stage::Stopped)? == Entry::Passed {
                 return Ok(Stopped::Off);
             }
             if !slot.settle(host.clock.now()) {
@@ -205,7 +211,7 @@ pub(super) async fn wait_for_end(host: &Host, slot: &Slot, limit: Duration) {
 /// Gives the machine its new configuration.
 pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &Machine) -> Result<()> {
     let _turn = slot.turn.lock().await;
-    if slot.enter(at, Stage::Applied)? == Entry::Passed {
+    if enter(slot, at, Stage::Applied)? == Entry::Passed {
         return Ok(());
     }
     let on = slot.settle(host.clock.now());
@@ -220,9 +226,12 @@ pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
     let staged =
         slot.lock().record.staged.clone().filter(|staged| staged.machine.revision == machine.revision);
     let before = held.as_ref().and_then(|held| held.before.clone()).filter(|before| before.meets(machine));
-    let ready = match staged.or(before) {
-        Some(ready) => ready,
-        None => stage::prepare(host, slot, machine).await?.keep(slot).await?,
+    let (ready, _using) = match staged.or(before) {
+        Some(ready) => (ready, None),
+        None => {
+            let (ready, using) = stage::prepare(host, slot, machine).await?.keep(slot).await?;
+            (ready, Some(using))
+        }
     };
     let _room = host.room.lock().await;
     host.fits(slot, &machine.spec)?;
@@ -255,6 +264,15 @@ pub(super) fn taken_ports(host: &Host, slot: &Slot) -> BTreeSet<u16> {
     others.filter_map(|other| other.held()).flat_map(|held| held.ports).map(|port| port.host).collect()
 }
 
+/// Lets a call in, in the machine's turn. What an operation of before has staged goes with it.
+fn enter(slot: &Slot, at: At, stage: Stage) -> Result<Entry> {
+    let entry = slot.enter(at, stage)?;
+    if entry == Entry::NewOperation {
+        tidy(slot);
+    }
+    Ok(entry)
+}
+
 /// Removes container images that are of no use any more. In the machine's turn.
 pub(super) fn tidy(slot: &Slot) {
     let used = slot.lock().record.image_files();
@@ -274,7 +292,7 @@ pub(super) async fn start(host: &Arc<Host>, slot: &Arc<Slot>, at: At) -> Result<
     loop {
         {
             let _turn = slot.turn.lock().await;
-            if slot.enter(at, Stage::Started)? == Entry::Passed {
+            if enter(slot, at, Stage::Started)? == Entry::Passed {
                 return Ok(());
             }
             if slot.held().is_none() {
@@ -299,7 +317,7 @@ pub(super) async fn start(host: &Arc<Host>, slot: &Arc<Slot>, at: At) -> Result<
     let accelerator = accel::decide(host).await;
     let permit = boot::permit(host).await;
     let _turn = slot.turn.lock().await;
-    if slot.enter(at, Stage::Started)? == Entry::Passed {
+    if enter(slot, at, Stage::Started)? == Entry::Passed {
         return Ok(());
     }
     if !slot.settle(host.clock.now()) {

@@ -56,6 +56,9 @@ pub struct Pace {
     pub back_off_max: Duration,
     /// A machine that was up for so long begins with the first pause again.
     pub steady: Duration,
+    /// So many bytes of image disks an emulated machine has read and checked well before its boot counts as failed: on a busy
+    /// host, about 30 MB in a second.
+    pub emulated_images: u64,
 }
 
 impl Default for Pace {
@@ -69,6 +72,7 @@ impl Default for Pace {
             back_off: Duration::from_secs(1),
             back_off_max: Duration::from_secs(60),
             steady: Duration::from_secs(600),
+            emulated_images: 2 << 30,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use super::command::DATA;
 use super::files;
+use crate::driver::PROGRAMS;
 
 /// Makes a file system.
 const MAKE: &str = "mke2fs";
@@ -70,7 +71,7 @@ async fn run(folder: &Path, program: &str, arguments: &[&str], good: i32) -> Res
         .args(arguments)
         .current_dir(folder)
         .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", PROGRAMS)
         .stdin(Stdio::null())
         .kill_on_drop(true);
     let output = command.output().await.map_err(|error| match error.kind() {

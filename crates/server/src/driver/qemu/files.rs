@@ -51,7 +51,10 @@ pub(super) fn share(whole: &Path, place: &Path) -> Result<()> {
         out.sync_all()
     };
     let shared = std::fs::hard_link(whole, &half).or_else(|_| copy());
-    shared.and_then(|()| put(&half, place)).inspect_err(|_| drop(std::fs::remove_file(&half)))
+    let shared = shared.and_then(|()| put(&half, place));
+    // It stays also where the two were names of the same file already.
+    let _ = std::fs::remove_file(&half);
+    shared
 }
 
 /// An empty file for the owner alone, whatever was there before.

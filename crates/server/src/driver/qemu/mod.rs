@@ -347,8 +347,7 @@ fn find(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return program.canonicalize().ok().filter(|path| path.is_file());
     }
-    let folders = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin"];
-    folders.into_iter().map(|folder| Path::new(folder).join(program)).find(|path| path.is_file())
+    super::PROGRAMS.split(':').map(|folder| Path::new(folder).join(program)).find(|path| path.is_file())
 }
 
 /// `7.2.22`, of a line such as `QEMU emulator version 7.2.22 (Debian …)`.

@@ -211,7 +211,7 @@ impl Record {
         match files::replace(folder, FILE, &bytes) {
             Err(error) if error.kind() == ErrorKind::StorageFull => reserve::spend(folder, FILE, &bytes),
             Ok(()) => {
-                reserve::keep(folder);
+                reserve::keep(folder, bytes.len());
                 Ok(())
             }
             Err(error) => Err(error),

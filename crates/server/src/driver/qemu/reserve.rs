@@ -15,17 +15,18 @@ use super::files;
 
 /// Name of the file.
 const FILE: &str = "reserve";
-/// How large it is made. A record has the whole configuration in it, twice while an update is at work.
+/// It is no smaller than this, and twice as large as the record is: that has whole configurations in it.
 const SIZE: u64 = 256 << 10;
 
-/// Takes the room, if it is not there.
-pub(super) fn keep(folder: &Path) {
+/// Takes the room, if it is not there, for a record that has `length` bytes now.
+pub(super) fn keep(folder: &Path, length: usize) {
+    let size = SIZE.max(2 * length as u64);
     let room = std::fs::symlink_metadata(folder.join(FILE)).map_or(0, |meta| meta.blocks() * 512);
-    if room >= SIZE {
+    if room >= size {
         return;
     }
     // Without one, a full disk is waited for.
-    if let Err(error) = files::replace(folder, FILE, &vec![b' '; usize::try_from(SIZE).unwrap_or_default()]) {
+    if let Err(error) = files::replace(folder, FILE, &vec![b' '; usize::try_from(size).unwrap_or_default()]) {
         tracing::debug!(%error, folder = %folder.display(), "there is no room for a reserve");
     }
 }
@@ -66,7 +67,7 @@ mod tests {
         let full = |outcome: Result<()>| outcome.unwrap_err().kind() == ErrorKind::StorageFull;
         assert!(full(spend(path, "a", b"{}")), "there is none");
         files::replace(path, "a", b"{\"a\": 0}").unwrap();
-        keep(path);
+        keep(path, 8);
         let inode = |name: &str| std::fs::metadata(path.join(name)).unwrap().ino();
         let both = [inode("a"), inode(FILE)];
         for round in 1..4 {
@@ -77,7 +78,10 @@ mod tests {
             assert_eq!([inode("a"), inode(FILE)], if round % 2 == 1 { [both[1], both[0]] } else { both });
         }
         assert!(full(spend(path, "a", &vec![b' '; 1 << 20])), "it does not grow");
-        keep(path);
+        keep(path, 8);
         assert!(std::fs::metadata(path.join(FILE)).unwrap().blocks() * 512 >= SIZE, "it is whole again");
+        // A large record has a large one.
+        keep(path, 2 << 20);
+        spend(path, "a", &vec![b' '; 4 << 20]).unwrap();
     }
 }

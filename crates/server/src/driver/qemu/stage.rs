@@ -1,5 +1,6 @@
 //! Everything that a configuration needs on this node, found or fetched while the machine may still run the one before.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,10 @@ use casemate_types::guest::{self, ImageRef};
 use tempfile::TempPath;
 
 use super::command::ImageDisk;
+use super::config::Accelerator;
 use super::record::{Ready, image_file};
 use super::slot::{Slot, lost, refuse};
-use super::{Host, files};
+use super::{Host, accel, files};
 use crate::cvm::spec::sha256;
 use crate::driver::images::{self, Login, Reference, Using};
 use crate::driver::{Error, Machine, Result};
@@ -25,8 +27,8 @@ pub(super) struct Prepared {
     ready: Ready,
     /// The disks that the machine does not have yet, and the name that each is to have.
     disks: Vec<(String, TempPath)>,
-    /// Until the machine has them.
-    _using: Using,
+    /// Until it is kept that the machine has them.
+    using: Using,
 }
 
 /// Prepares a configuration. Changes nothing of the machine.
@@ -49,7 +51,9 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
         guest::check_env(&vars, &document.allowed_envs()).map_err(Error::Refused)?;
     }
     let mut using = host.store.using();
-    let images = images(host, slot, machine, &services, login(&document).as_ref(), &mut using).await?;
+    let mut here = BTreeSet::new();
+    let login = login(&document);
+    let images = images(host, slot, machine, &services, login.as_ref(), &mut using, &mut here).await?;
     let ready = Ready {
         machine: machine.clone(),
         os_image_hash: os_image.facts.os_image_hash,
@@ -63,11 +67,16 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
             guest::MAX_IMAGES
         ));
     }
-    let disks = disks(host, slot, &ready).await?;
-    Ok(Prepared { ready, disks, _using: using })
+    let disks = missing(host, slot, &ready, &here).await?;
+    let prepared = Prepared { ready, disks, using };
+    if accel::decide(host).await == Accelerator::Tcg {
+        prepared.is_verified_in_time(slot, host.config.pace.emulated_images)?;
+    }
+    Ok(prepared)
 }
 
-/// What the images of the services mean; they are in the store afterwards, or in the machine's folder already.
+/// What the images of the services mean; they are in the store afterwards, or in the machine's folder already. Disks that were
+/// found whole there are added to `here`.
 async fn images(
     host: &Host,
     slot: &Slot,
@@ -75,10 +84,9 @@ async fn images(
     services: &[ServiceSpec],
     login: Option<&Login>,
     using: &mut Using,
+    here: &mut BTreeSet<String>,
 ) -> Result<Vec<ImageRef>> {
     let mut images = Vec::<ImageRef>::new();
-    // What this machine was given before needs no registry.
-    let is_here = |image: &ImageRef| files::is_there(&slot.folder.join(image_file(&image.digest)));
     for service in services {
         if images.iter().any(|known| known.reference == service.image) {
             continue;
@@ -87,7 +95,7 @@ async fn images(
         let reference: Reference = service.image.parse().map_err(|why| Error::Refused(of_service(why)))?;
         let settled = machine.images.iter().find(|settled| settled.reference == service.image);
         images.push(match settled {
-            Some(settled) if is_here(settled) => settled.clone(),
+            Some(settled) if is_here(host, slot, settled, here).await => settled.clone(),
             _ => {
                 let digest = settled.map(|settled| settled.digest.clone()).or(reference.digest.clone());
                 let reference = Reference { digest, ..reference };
@@ -100,6 +108,21 @@ async fn images(
         });
     }
     Ok(images)
+}
+
+/// Was this machine given the image before, and can it have it now? That needs no registry, unless the disk is damaged and the
+/// blobs as well.
+async fn is_here(host: &Host, slot: &Slot, image: &ImageRef, here: &mut BTreeSet<String>) -> bool {
+    let file = image_file(&image.digest);
+    let place = slot.folder.join(&file);
+    if !files::is_there(&place) {
+        return false;
+    }
+    if images::is_whole(&place).await {
+        here.insert(file);
+        return true;
+    }
+    host.store.disk(image).await.is_ok()
 }
 
 /// The digest of an image that is in the store afterwards. A registry that does not answer is asked again, and then it is an
@@ -122,36 +145,60 @@ async fn fetch(
 }
 
 impl Prepared {
-    /// Puts the images in their place. In the machine's turn.
-    pub(super) async fn keep(self, slot: &Slot) -> Result<Ready> {
+    /// Puts the images in their place. In the machine's turn. The store keeps them as long as the second of these is there: until
+    /// the machine's record names them.
+    pub(super) async fn keep(self, slot: &Slot) -> Result<(Ready, Using)> {
         put(slot, self.disks).await?;
-        Ok(self.ready)
+        Ok((self.ready, self.using))
+    }
+
+    /// A guest reads all of its images before it is up, which would be found out when the machine of before is gone.
+    fn is_verified_in_time(&self, slot: &Slot, limit: u64) -> Result<()> {
+        let fresh = |file: &String| self.disks.iter().find(|(name, _)| name == file).map(|(_, disk)| disk);
+        let size = |ImageDisk { file, .. }: ImageDisk| {
+            let meta =
+                fresh(&file).map_or_else(|| slot.folder.join(&file).metadata(), |disk| disk.metadata());
+            meta.map_or(0, |meta| meta.len())
+        };
+        let bytes: u64 = self.ready.disks().into_iter().map(size).sum();
+        if bytes <= limit {
+            return Ok(());
+        }
+        refuse(format!(
+            "the disks of its images have {bytes} bytes, and without KVM a machine verifies no more than {limit} in the time that \
+             it has to boot; use a host with KVM, or smaller images"
+        ))
     }
 }
 
-/// Puts the disks of a configuration's images in their place again, if one is gone.
-pub(super) async fn restore(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<()> {
-    put(slot, disks(host, slot, ready).await?).await
+/// Puts the disks of a configuration's images in their place again, if one is gone or damaged. In the machine's turn.
+pub(super) async fn restore(host: &Host, slot: &Slot, ready: &Ready) -> Result<()> {
+    put(slot, missing(host, slot, ready, &BTreeSet::new()).await?).await
 }
 
-async fn put(slot: &Slot, disks: Vec<(String, TempPath)>) -> Result<()> {
+/// Puts disks in their place, whatever is there. In the machine's turn.
+pub(super) async fn put(slot: &Slot, disks: Vec<(String, TempPath)>) -> Result<()> {
     for (name, disk) in disks {
         let place = slot.folder.join(name);
-        if !files::is_there(&place) {
-            let shared = tokio::task::spawn_blocking(move || files::share(&disk, &place)).await;
-            shared.map_err(|error| Error::Unreachable(error.to_string()))?.map_err(lost)?;
-        }
+        let shared = tokio::task::spawn_blocking(move || files::share(&disk, &place)).await;
+        shared.map_err(|error| Error::Unreachable(error.to_string()))?.map_err(lost)?;
     }
     Ok(())
 }
 
-/// The disks that are not in the machine's folder yet.
-async fn disks(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<Vec<(String, TempPath)>> {
+/// The disks that are not in the machine's folder yet, or not as they were made, but for those that are known to be `here`.
+pub(super) async fn missing(
+    host: &Host,
+    slot: &Slot,
+    ready: &Ready,
+    here: &BTreeSet<String>,
+) -> Result<Vec<(String, TempPath)>> {
     let mut disks = Vec::new();
     for ImageDisk { serial, file } in ready.disks() {
         let of_disk = |image: &&ImageRef| guest::image_serial(&image.digest) == serial;
         let Some(image) = ready.images.iter().find(of_disk) else { continue };
-        if files::is_there(&slot.folder.join(&file)) {
+        let place = slot.folder.join(&file);
+        if here.contains(&file) || (files::is_there(&place) && images::is_whole(&place).await) {
             continue;
         }
         match host.store.disk(image).await {

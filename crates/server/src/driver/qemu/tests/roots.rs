@@ -110,3 +110,124 @@ async fn a_machine_has_room_for_so_many_images() {
     rig.qemu().ensure_staged(at(2), &compose(64)).await.unwrap();
     assert_eq!(disks(&rig.machine_folder()).len(), 64);
 }
+
+/// Changes some bytes of a file where it lies, for everybody who has it.
+fn damage(disk: &Path) {
+    use std::os::unix::fs::FileExt;
+    std::fs::OpenOptions::new().write(true).open(disk).unwrap().write_all_at(b"damaged!", 600).unwrap();
+}
+
+fn inode(disk: &Path) -> u64 {
+    std::fs::metadata(disk).unwrap().ino()
+}
+
+#[tokio::test]
+async fn a_damaged_disk_is_made_again_before_a_machine_is_touched_or_started() {
+    let rig = rig();
+    create(&rig, &rig.machine(1)).await.unwrap();
+    until(&rig, is_done).await;
+    let disk = disks(&rig.machine_folder()).pop().unwrap();
+    let root = files(&rig.config.images.join("roots")).pop().unwrap();
+    let root = rig.config.images.join("roots").join(root);
+    let right = std::fs::read(&disk).unwrap();
+    let is_right = || std::fs::read(&disk).unwrap() == right && inode(&disk) == inode(&root);
+    assert!(is_right(), "they are the same file");
+    let mut last = inode(&disk);
+    let mut is_new = || std::mem::replace(&mut last, inode(&disk)) != inode(&disk);
+
+    // By itself, after it went down.
+    damage(&disk);
+    rig.crash(VM);
+    until(&rig, |seen| seen.boot_count == 2 && is_done(seen)).await;
+    assert!(is_right() && is_new());
+    // Before a restart stops it.
+    damage(&disk);
+    let mut restarted = rig.machine(1);
+    restarted.images = rig.qemu().ensure_staged(at(2), &rig.machine(1)).await.unwrap();
+    assert!(is_right() && is_new());
+    assert_eq!(until(&rig, is_done).await.boot_count, 2);
+    // At its start.
+    rig.qemu().ensure_stopped(at(2), Stop::Force).await.unwrap();
+    damage(&disk);
+    rig.qemu().ensure_started(at(2)).await.unwrap();
+    assert!(is_right() && is_new());
+    // With an update that keeps its images.
+    damage(&disk);
+    let update = Machine { name: "another".into(), ..restarted };
+    rig.qemu().ensure_staged(at(3), &update).await.unwrap();
+    assert!(is_right() && is_new());
+    rig.qemu().ensure_stopped(at(3), Stop::Force).await.unwrap();
+    rig.qemu().ensure_applied(at(3), &update).await.unwrap();
+    rig.qemu().ensure_started(at(3)).await.unwrap();
+    until(&rig, is_done).await;
+    assert!(is_right() && !is_new());
+    assert!(files(&rig.machine_folder()).iter().all(|name| !name.ends_with(".new")));
+
+    // What cannot be made again is told while the machine runs.
+    damage(&disk);
+    std::fs::remove_dir_all(rig.config.images.join("blobs/sha256")).unwrap();
+    std::fs::create_dir(rig.config.images.join("blobs/sha256")).unwrap();
+    let outcome = rig.qemu().ensure_staged(at(4), &update).await;
+    assert!(matches!(&outcome, Err(Error::Refused(_))), "{outcome:?}");
+    assert!(is_done(&until(&rig, is_done).await) && rig.process().is_some());
+}
+
+#[tokio::test]
+async fn what_is_staged_stays_in_the_store_until_the_machine_has_it_in_its_record() {
+    let mut rig = rig();
+    rig.config.image_keep = Duration::ZERO;
+    rig.open();
+    create(&rig, &rig.machine(1)).await.unwrap();
+    let host = &rig.qemu().host;
+    let slot = host.slot(VM);
+    let prepared = stage::prepare(host, &slot, &rig.machine(2)).await.unwrap();
+    host.store.remove(&"web:2".parse().unwrap()).unwrap();
+    let (ready, using) = prepared.keep(&slot).await.unwrap();
+    host.store.collect(images::Mode::Do).unwrap();
+    drop(host.store.disk(&ready.images[0]).await.unwrap());
+    drop(using);
+    host.store.collect(images::Mode::Do).unwrap();
+    assert!(host.store.disk(&ready.images[0]).await.is_err(), "nobody says that he needs it");
+}
+
+#[tokio::test]
+async fn what_was_staged_and_given_up_goes_when_another_operation_begins() {
+    let rig = rig();
+    create(&rig, &rig.machine(1)).await.unwrap();
+    let count = || disks(&rig.machine_folder()).len();
+    for generation in [2, 12, 22] {
+        rig.qemu().ensure_staged(at(generation), &rig.machine(2)).await.unwrap();
+        assert_eq!(count(), 2);
+        match generation {
+            2 => drop(rig.qemu().ensure_staged(at(generation + 1), &rig.machine(1)).await.unwrap()),
+            12 => drop(rig.qemu().ensure_stopped(at(generation + 1), Stop::Force).await.unwrap()),
+            _ => rig.qemu().ensure_started(at(generation + 1)).await.unwrap(),
+        }
+        assert_eq!(count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_emulated_machine_is_given_no_more_than_it_can_verify_in_time() {
+    let mut rig = rig();
+    create(&rig, &rig.machine(1)).await.unwrap();
+    until(&rig, is_done).await;
+    let size = std::fs::metadata(&disks(&rig.machine_folder())[0]).unwrap().len();
+    for (generation, limit, is_refused) in [(2, size, false), (3, size - 1, true)] {
+        rig.config.pace.emulated_images = limit;
+        rig.open();
+        let outcome = rig.qemu().ensure_staged(at(generation), &rig.machine(2)).await;
+        let told = format!(
+            "the disks of its images have {size} bytes, and without KVM a machine verifies no more than {limit} in the time that it \
+             has to boot; use a host with KVM, or smaller images"
+        );
+        match outcome {
+            Err(Error::Refused(why)) if is_refused => assert_eq!(why, told),
+            Ok(_) if !is_refused => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(rig.process().is_some());
+    }
+    // What is in force did come up.
+    rig.qemu().ensure_staged(at(4), &rig.machine(1)).await.unwrap();
+}
