@@ -10,6 +10,7 @@ use tempfile::TempPath;
 use super::command::ImageDisk;
 use super::record::{Ready, image_file};
 use super::slot::{Slot, lost, refuse};
+use super::staging::Progress;
 use super::{Host, files};
 use crate::cvm::spec::sha256;
 use crate::driver::images::{self, Login, Reference, Using};
@@ -33,7 +34,12 @@ pub(super) struct Prepared {
 ///
 /// # Errors
 /// What is missing or not understood, by name.
-pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) -> Result<Prepared> {
+pub(super) async fn prepare(
+    host: &Arc<Host>,
+    slot: &Slot,
+    machine: &Machine,
+    progress: &Progress,
+) -> Result<Prepared> {
     let spec = &machine.spec;
     let os_image = host.os_images.get(&spec.image).map_err(Error::Refused)?;
     if sha256(spec.compose.text.as_bytes()) != *spec.compose.hash.as_bytes() {
@@ -49,7 +55,8 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
         guest::check_env(&vars, &document.allowed_envs()).map_err(Error::Refused)?;
     }
     let mut using = host.store.using();
-    let images = images(host, slot, machine, &services, login(&document).as_ref(), &mut using).await?;
+    let login = login(&document);
+    let images = images(host, slot, machine, &services, login.as_ref(), &mut using, progress).await?;
     let ready = Ready {
         machine: machine.clone(),
         os_image_hash: os_image.facts.os_image_hash,
@@ -63,7 +70,7 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
             guest::MAX_IMAGES
         ));
     }
-    let disks = disks(host, slot, &ready).await?;
+    let disks = disks(host, slot, &ready, progress).await?;
     Ok(Prepared { ready, disks, _using: using })
 }
 
@@ -75,6 +82,7 @@ async fn images(
     services: &[ServiceSpec],
     login: Option<&Login>,
     using: &mut Using,
+    progress: &Progress,
 ) -> Result<Vec<ImageRef>> {
     let mut images = Vec::<ImageRef>::new();
     // What this machine was given before needs no registry.
@@ -91,6 +99,7 @@ async fn images(
             _ => {
                 let digest = settled.map(|settled| settled.digest.clone()).or(reference.digest.clone());
                 let reference = Reference { digest, ..reference };
+                progress.is(format!("pulls image `{}`", service.image));
                 let digest = fetch(host, using, &reference, login)
                     .await
                     .map_err(of_service)
@@ -131,7 +140,7 @@ impl Prepared {
 
 /// Puts the disks of a configuration's images in their place again, if one is gone.
 pub(super) async fn restore(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<()> {
-    put(slot, disks(host, slot, ready).await?).await
+    put(slot, disks(host, slot, ready, &Progress::default()).await?).await
 }
 
 async fn put(slot: &Slot, disks: Vec<(String, TempPath)>) -> Result<()> {
@@ -146,7 +155,12 @@ async fn put(slot: &Slot, disks: Vec<(String, TempPath)>) -> Result<()> {
 }
 
 /// The disks that are not in the machine's folder yet.
-async fn disks(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<Vec<(String, TempPath)>> {
+async fn disks(
+    host: &Arc<Host>,
+    slot: &Slot,
+    ready: &Ready,
+    progress: &Progress,
+) -> Result<Vec<(String, TempPath)>> {
     let mut disks = Vec::new();
     for ImageDisk { serial, file } in ready.disks() {
         let of_disk = |image: &&ImageRef| guest::image_serial(&image.digest) == serial;
@@ -154,6 +168,7 @@ async fn disks(host: &Arc<Host>, slot: &Slot, ready: &Ready) -> Result<Vec<(Stri
         if files::is_there(&slot.folder.join(&file)) {
             continue;
         }
+        progress.is(format!("unpacks image `{}`", image.reference));
         match host.store.disk(image).await {
             Ok(disk) => disks.push((file, disk)),
             Err(images::Error::Refused(why)) => return Err(Error::Refused(why)),
