@@ -132,3 +132,35 @@ fn an_image_that_takes_long_to_come_is_waited_for_and_fetched_once() {
         assert_eq!(gets, 2, "manifest and configuration, once each: {:?}", registry.asked());
     });
 }
+
+#[test]
+fn an_update_that_leaves_the_compose_file_as_it_is_leaves_its_images() {
+    let host = Host::new();
+    host.live(Arc::new(worker::NoProbe), async |life| {
+        let cvm = life.create().await;
+        let before = life.is_done(&cvm).await;
+
+        // From now on, `web:1` is what `web:2` was.
+        let index = host.folder.path().join("layout/index.json");
+        let text = std::fs::read_to_string(&index).expect("reads");
+        let mut moved: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let two = moved["manifests"].as_array_mut().expect("a list").remove(1);
+        moved["manifests"] = json!([two]);
+        std::fs::write(&index, moved.to_string()).expect("written");
+        let name = "web:1".parse().expect("a name");
+        life.qemu.images().import(&host.folder.path().join("layout"), Some(&name)).expect("imported");
+        let now = two["digest"].as_str().expect("a digest");
+        assert_ne!(before.images[0].digest, now);
+
+        life.update(&cvm, CvmPatch { memory: Sparse::Value(640), ..CvmPatch::default() }).await;
+        life.wake();
+        let after = life.is_done(&cvm).await;
+        assert_eq!((after.size.memory_mb, &after.images), (640, &before.images));
+
+        // Another text looks again.
+        let text = format!("{}# changed\n", compose("web:1"));
+        life.update(&cvm, CvmPatch { docker_compose_file: Sparse::Value(text), ..CvmPatch::default() }).await;
+        life.wake();
+        assert_eq!(life.is_done(&cvm).await.images[0].digest, now);
+    });
+}
