@@ -168,31 +168,44 @@ pub(crate) mod container_images {
     use std::path::Path;
     use std::time::Duration;
 
-    use casemate_cli::{Collect, ContainerImages, Freed, ImagesFrom};
+    use casemate_cli::{Collect, ContainerImages, Freed, ImagesFrom, LocalImage};
     use casemate_server::clock::Clock;
     use casemate_server::driver::images::{self, ImageStore, Mode, Reference};
     use casemate_server::driver::qemu::QemuConfig;
 
-    pub(crate) const HERE: ContainerImages = ContainerImages { import, remove, collect };
+    pub(crate) const HERE: ContainerImages = ContainerImages { import, list, remove, collect };
 
-    fn store(data: &Path) -> Result<ImageStore, String> {
-        open(QemuConfig::in_data(data))
+    /// What is there. Only an import makes it.
+    fn open(config: QemuConfig) -> Result<ImageStore, String> {
+        if !config.images.is_dir() {
+            return Err(format!(
+                "there are no container images in {}; --data names the data folder of a server",
+                config.images.display()
+            ));
+        }
+        make(config)
     }
 
-    fn open(config: QemuConfig) -> Result<ImageStore, String> {
+    fn make(config: QemuConfig) -> Result<ImageStore, String> {
         let failed = |error| format!("{}: {error}", config.images.display());
         config.image_store(Clock::system()).map_err(failed)
     }
 
     fn import(from: ImagesFrom) -> Result<Vec<(String, String)>, String> {
         let name = from.name.map(|name| name.parse::<Reference>()).transpose()?;
-        let images = store(&from.data)?.import(&from.path, name.as_ref());
+        let images = make(QemuConfig::in_data(&from.data))?.import(&from.path, name.as_ref());
         let images = images.map_err(|error| error.to_string())?;
         Ok(images.into_iter().map(|(name, digest)| (name.to_string(), digest)).collect())
     }
 
+    fn list(data: &Path) -> Result<Vec<LocalImage>, String> {
+        let images = open(QemuConfig::in_data(data))?.shown().map_err(|error| error.to_string())?;
+        let local = |images::Shown { name, digest, bytes }| LocalImage { name, digest, bytes };
+        Ok(images.into_iter().map(local).collect())
+    }
+
     fn remove(data: &Path, name: &str) -> Result<Freed, String> {
-        told(store(data)?.remove(&name.parse()?))
+        told(open(QemuConfig::in_data(data))?.remove(&name.parse()?))
     }
 
     fn collect(data: &Path, what: Collect) -> Result<Freed, String> {

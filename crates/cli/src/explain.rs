@@ -1,6 +1,7 @@
 //! What the SDK's errors mean to somebody who typed a command: what is wrong, and what to do about it.
 
 use casemate_sdk::types::error::{ErrorBody, FieldError};
+use casemate_sdk::wire::Operation;
 use casemate_sdk::{Error, Failure as Answer, Invalid, chain};
 
 use crate::context::Context;
@@ -144,6 +145,11 @@ fn root_cause(error: &Error) -> Option<String> {
     Some(cause.to_string())
 }
 
+/// Has it come to the start of the machine?
+fn was_started(operation: &Operation) -> bool {
+    operation.steps.iter().any(|step| step.name == "start" && step.started_at.is_some())
+}
+
 /// What to do about it.
 fn hints(cx: &Context, error: &Error, about: Option<&About>) -> Vec<String> {
     let list = |what: &str| format!("`casemate {what} list` shows those that there are");
@@ -174,7 +180,8 @@ fn hints(cx: &Context, error: &Error, about: Option<&About>) -> Vec<String> {
         Error::UpdateFailed { operation: Some(operation), .. } => {
             let details = format!("`casemate ops show {}` has the details", operation.correlation_id);
             let booting = about.and_then(|about| match about {
-                About::Cvm(name) => {
+                // Of one that was not started, it shows the boot before.
+                About::Cvm(name) if was_started(operation) => {
                     Some(format!("`casemate cvms logs {name} --channel serial` shows how it booted"))
                 }
                 _ => None,

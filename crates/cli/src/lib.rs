@@ -53,7 +53,7 @@ pub enum Command {
     Approvals(Call<commands::approvals::Approvals>),
     /// List apps, the identities that CVMs share
     Apps(Call<commands::apps::Apps>),
-    /// List OS images
+    /// List OS images, and import, list and remove container images
     Images(Call<commands::images::Images>),
     /// List nodes, the hosts that CVMs run on
     Nodes(Call<commands::nodes::Nodes>),
@@ -61,7 +61,7 @@ pub enum Command {
     Kms(Call<commands::kms::Kms>),
     /// List, create and revoke API keys
     Keys(Call<commands::keys::Keys>),
-    /// Show who changed what, and when
+    /// Show who changed what, and when; oldest first
     Audit(Call<commands::audit::Audit>),
     /// Remember a server and a key for it
     Login(Call<commands::login::Login>),
@@ -104,6 +104,8 @@ pub type KeyInFolder = fn(FolderKey) -> MadeKey;
 pub struct ContainerImages {
     /// Brings images in; their names and digests.
     pub import: fn(ImagesFrom) -> Result<Imported, String>,
+    /// Those that have a name.
+    pub list: fn(&std::path::Path) -> Result<Vec<LocalImage>, String>,
     /// Takes the name of an image away, and what nothing needs without it.
     pub remove: fn(&std::path::Path, &str) -> Result<Freed, String>,
     /// Removes what nothing needs and nobody has used lately.
@@ -120,6 +122,17 @@ pub struct Collect {
     pub keep_days: u32,
     /// Only say what it would be.
     pub dry_run: bool,
+}
+
+/// A container image in a data folder.
+#[derive(Debug, serde::Serialize)]
+pub struct LocalImage {
+    /// Its name.
+    pub name: String,
+    /// `sha256:…` of what the name means.
+    pub digest: String,
+    /// How large it is, packed. Images may share parts.
+    pub bytes: u64,
 }
 
 /// What was removed, or would be.

@@ -10,9 +10,9 @@ use crate::context::Context;
 use crate::error::{AboutExt, Failure, Result};
 use crate::human::{self, NOTHING, yes_no};
 use crate::output::{Col, table};
-use crate::{ContainerImages, Freed, ImagesFrom};
+use crate::{ContainerImages, Freed, ImagesFrom, LocalImage};
 
-/// List OS images; import and remove container images
+/// List OS images, and import, list and remove container images
 #[derive(Args)]
 pub struct Images {
     #[command(subcommand)]
@@ -50,11 +50,11 @@ pub(crate) struct Import {
 
 /// Remove a container image
 ///
-/// Its name is gone, and what nothing else needs. Machines that have it go on, and can be started again. One that a registry
+/// Its name is gone, and what of it nothing else needs. Machines that have it go on, and can be started again. One that a registry
 /// has is pulled again when a compose file names it.
 #[derive(Args)]
 pub(crate) struct Remove {
-    /// Its name, as `images import` shows it
+    /// Its name, as `images list --container` shows it
     #[arg(value_name = "NAME")]
     name: String,
     /// Data folder of the server
@@ -64,7 +64,7 @@ pub(crate) struct Remove {
 
 /// Remove container images that nothing needs
 ///
-/// What was imported stays, and what a machine has, and what was used lately. A server does the same once a day, and when it
+/// What was imported stays, and what a machine has, and what was used within the last 7 days (see --keep). A server does the same once a day, and when it
 /// runs out of room.
 #[derive(Args)]
 pub(crate) struct Collect {
@@ -79,7 +79,7 @@ pub(crate) struct Collect {
     data: PathBuf,
 }
 
-/// List OS images, newest version first
+/// List OS images, newest version first, or container images
 #[derive(Args, Default)]
 pub(crate) struct List {
     /// Only those that this CVM may switch to
@@ -91,6 +91,12 @@ pub(crate) struct List {
     /// Only those for production
     #[arg(long)]
     prod: bool,
+    /// The container images in the data folder of a server on this host instead
+    #[arg(long, conflicts_with_all = ["cvm", "dev", "prod"])]
+    container: bool,
+    /// Data folder of the server [default: .casemate]
+    #[arg(long, value_name = "DIR", requires = "container")]
+    data: Option<PathBuf>,
 }
 
 impl Images {
@@ -102,6 +108,11 @@ impl Images {
             Some(Command::List(list)) => list,
             None => List::default(),
         };
+        if list.container {
+            let data = list.data.unwrap_or_else(|| PathBuf::from(".casemate"));
+            let images = (here(cx)?.list)(&data).map_err(Failure::failed)?;
+            return cx.out.result(&images, |images| container_rows(images));
+        }
         if let Some(cvm) = &list.cvm {
             let groups = cx.client()?.cvm(cvm).available_os_images().await.about_cvm(cvm)?;
             return cx.out.result(&groups, |groups| choices(groups));
@@ -186,6 +197,12 @@ fn rows(images: &[OsImage]) -> String {
             ]
         }),
     )
+}
+
+fn container_rows(images: &[LocalImage]) -> String {
+    let columns = [Col::Left("NAME"), Col::Left("DIGEST"), Col::Right("BYTES")];
+    let row = |image: &LocalImage| vec![image.name.clone(), image.digest.clone(), image.bytes.to_string()];
+    table(&columns, images.iter().map(row))
 }
 
 fn choices(groups: &[OsImageGroup]) -> String {

@@ -56,6 +56,7 @@ fn common_lines_are_taken() {
         "nodes fault sim-1 --clear",
         "images",
         "images list --cvm web-1",
+        "images list --container --data data",
         "images rm web:1 --data data",
         "images gc --dry-run --keep 3",
         "keys create --data /var/lib/casemate --workspace main",

@@ -117,7 +117,7 @@ pub struct Abilities {
     pub ports: bool,
 }
 
-/// Why a call did not do what it was asked. Four kinds, since four things can be done about it, and `Stale`, which ends the
+/// Why a call did not do what it was asked. Five kinds, since five things can be done about it, and `Stale`, which ends the
 /// caller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
@@ -133,6 +133,10 @@ pub enum Error {
     /// The node's own disk is full. Nothing was changed by this call, and it does it as soon as somebody has made room.
     #[error("the node has no room: {0}")]
     NoRoom(String),
+    /// It takes longer than a caller waits, and goes on: the same call again joins it, or hears what came of it. What it does at
+    /// present, as in "it pulls image `web:1`".
+    #[error("the node is at work: it {0}")]
+    AtWork(String),
     /// A newer operation has been here.
     #[error("generation {seen} has been here")]
     Stale {

@@ -35,7 +35,7 @@ pub use cvms::{AppRevisionInfo, AppRow, Found, NewCvm, RevisionInfo};
 pub use events::{Event, NewEvent, Of};
 pub use lists::{AppFilter, CvmFilter};
 pub use nodes::NodeRow;
-pub use operations::{Accepted, Claimed, NewOperation, NewSpec, OperationFilter, Room, Work};
+pub use operations::{Accepted, Claimed, Heard, NewOperation, NewSpec, OperationFilter, Room, Work};
 pub use provisions::Provision;
 pub use sqlite::{Durability, Store, WriterMode};
 pub use sweep::Keep;

@@ -50,6 +50,15 @@ pub struct NewOperation {
     pub at: Timestamp,
 }
 
+/// What was heard from the node of a step that is put aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing, or nothing of the step.
+    Nothing,
+    /// That it is at work on it: it is not silent.
+    FromNode,
+}
+
 /// A spec to be stored as a new revision.
 #[derive(Clone, Debug)]
 pub struct NewSpec {
@@ -334,22 +343,26 @@ impl Store {
         .await
     }
 
-    /// Puts the present step aside until `not_before`, saying what it waits for.
+    /// Puts the present step aside until `not_before`, saying what it waits for, and whether its node has said so.
     pub async fn step_postpone(
         &self,
         held: Held,
         waiting_for: String,
         not_before: Timestamp,
+        heard: Heard,
         at: Timestamp,
     ) -> Result<()> {
         self.change(move |tx| {
-            let operation = recordable(tx, held)?;
+            let mut operation = recordable(tx, held)?;
+            if heard == Heard::FromNode {
+                operation.steps[held.step].heard_at = Some(at);
+            }
             let news = operation.waiting_for.as_deref() != Some(&waiting_for);
             tx.prepare_cached(
-                "UPDATE operation SET status = 'queued', attempt = attempt + 1, waiting_for = ?, not_before = ?, lease_until = 0
-                 WHERE id = ?",
+                "UPDATE operation SET status = 'queued', attempt = attempt + 1, waiting_for = ?, not_before = ?, steps = ?,
+                 lease_until = 0 WHERE id = ?",
             )?
-            .execute(params![waiting_for, millis(not_before), held.id.0])?;
+            .execute(params![waiting_for, millis(not_before), json(&operation.steps), held.id.0])?;
             let seq = match news {
                 false => 0,
                 true => {
@@ -907,8 +920,11 @@ pub(super) struct Inserted<'a> {
 
 impl Inserted<'_> {
     pub(super) fn insert(self, tx: &Connection) -> Result<Operation> {
-        let steps: Vec<Step> =
-            self.steps.iter().map(|&name| Step { name, started_at: None, ended_at: None }).collect();
+        let steps: Vec<Step> = self
+            .steps
+            .iter()
+            .map(|&name| Step { name, started_at: None, heard_at: None, ended_at: None })
+            .collect();
         let state = match steps.is_empty() {
             true => State::Succeeded { at: self.at },
             false => State::Queued { not_before: self.at },

@@ -175,7 +175,8 @@ pub(super) struct Origin<'a> {
     pub at: Timestamp,
 }
 
-/// Stores a spec as revision `number`. Long parts that are not there are those of an earlier revision, and stored already.
+/// Stores a spec as revision `number`. With the content of an earlier revision, or of the one in force, its images mean what they
+/// mean there. Long parts that are not there are those of an earlier revision, and stored already.
 pub(super) fn insert_revision(
     connection: &Connection,
     cvm_id: i64,
@@ -197,7 +198,8 @@ pub(super) fn insert_revision(
             "INSERT INTO revision (cvm_id, number, compose_hash, document, sealed_env, user_config, vcpu, memory_mb, disk_gb,
                gpus, image, instance_seed, cause, content_of, user_id, op, created_at, images)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
-               (SELECT images FROM revision WHERE cvm_id = ?1 AND number = ?14))",
+               (SELECT images FROM revision WHERE cvm_id = ?1 AND compose_hash = ?3
+                 AND number = coalesce(?14, (SELECT revision FROM cvm WHERE id = ?1))))",
         )?
         .execute(params![
             cvm_id,

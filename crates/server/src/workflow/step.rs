@@ -48,6 +48,11 @@ pub enum Trouble {
         /// What exactly went wrong, for the log alone: it may tell how nodes are reached.
         detail: Option<String>,
     },
+    /// Its node is at work on it.
+    AtWork {
+        /// Which, and on what, for the owner of the CVM.
+        what: String,
+    },
     /// The operation is in other hands.
     Lost,
 }
@@ -351,6 +356,9 @@ fn trouble(app: &App, operation: &Operation, node: &Node, error: driver::Error) 
         driver::Error::NoRoom(why) => {
             Trouble::Wait { what: format!("room on node {}: {why}", node.facts().name), detail: None }
         }
+        driver::Error::AtWork(what) => {
+            Trouble::AtWork { what: format!("node {}, which {what}", node.facts().name) }
+        }
         driver::Error::Unreachable(why) => away(app, operation, &format!("node {}", node.facts().name), why),
     }
 }
@@ -375,7 +383,7 @@ fn is_untouched(operation: &Operation) -> bool {
 /// `who` does not answer. Before the machine is touched, that is waited for only so long.
 pub(super) fn away(app: &App, operation: &Operation, who: &str, why: String) -> Trouble {
     let step = operation.current_step();
-    let begun = step.and_then(|step| step.started_at).unwrap_or(operation.created_at);
+    let begun = step.and_then(|step| step.heard_at.or(step.started_at)).unwrap_or(operation.created_at);
     let waited = Duration::try_from(app.clock.now().duration_since(begun)).unwrap_or_default();
     if is_untouched(operation) && waited >= GIVE_UP_BEFORE_STOP {
         tracing::warn!(op.id = %operation.id, why, "{who} did not answer");

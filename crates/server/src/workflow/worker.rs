@@ -18,7 +18,7 @@ use super::operation::{Lane, Operation, StepName, aftermath};
 use super::shares::{Place, Places};
 use super::step::{self, Done, Trouble};
 use crate::app::App;
-use crate::store::{self, Claimed, Room, Work};
+use crate::store::{self, Claimed, Heard, Room, Work};
 
 /// How long a claim holds without a sign of life.
 pub const LEASE: Duration = Duration::from_secs(30);
@@ -233,7 +233,12 @@ async fn record(
             let not_before = now + back_off(operation.attempt);
             tracing::warn!(cvm.id = operation.cvm_id, op.id = %id, step = %name, attempt = operation.attempt, detail,
                 "step {name} of {id} waits for {what}");
-            app.store.step_postpone(held, what, not_before, now).await?;
+            app.store.step_postpone(held, what, not_before, Heard::Nothing, now).await?;
+            Ok(None)
+        }
+        Err(Trouble::AtWork { what }) => {
+            tracing::info!(cvm.id = operation.cvm_id, op.id = %id, step = %name, "step {name} of {id} waits for {what}");
+            app.store.step_postpone(held, what, now + AT_WORK_PAUSE, Heard::FromNode, now).await?;
             Ok(None)
         }
         Err(Trouble::Fail(mut reason)) => {
@@ -250,6 +255,9 @@ async fn record(
         Err(Trouble::Lost) => Err(store::Error::ClaimLost),
     }
 }
+
+/// How long a node that is at work is left alone. It has been waited for already.
+const AT_WORK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Half a second, doubled with every attempt, at most half a minute.
 fn back_off(attempt: u32) -> Duration {

@@ -28,6 +28,7 @@ mod proofs;
 mod reads;
 mod scene;
 mod slow_guests;
+mod slow_images;
 mod sweeps;
 mod sweeps_of_approvals;
 mod sweeps_of_qemu;

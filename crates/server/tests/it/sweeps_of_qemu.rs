@@ -37,6 +37,7 @@ use self::parts::{Clock, sha256};
 #[expect(clippy::unwrap_used, reason = "it is for tests alone, and shared with those of the library")]
 mod fake;
 mod frozen;
+mod images;
 mod vm_real;
 
 /// What the fake takes from here.
@@ -84,6 +85,8 @@ struct Host {
     layouts: Vec<PathBuf>,
     /// Between two looks at a booting guest.
     look: Duration,
+    /// How long a caller waits for a stage.
+    stage: Duration,
     /// How long it waits before it starts a machine again that went down by itself.
     back_off: Duration,
 }
@@ -126,7 +129,8 @@ impl Host {
     fn with(folder: tempfile::TempDir, program: PathBuf, os_images: PathBuf, layouts: Vec<PathBuf>) -> Self {
         let (clock, kms) = (Clock::system(), Arc::new(RootKeys::generate(&[7; 64])));
         let (look, back_off) = (Duration::from_millis(10), Duration::from_millis(50));
-        Self { folder, clock, kms, program, os_images, layouts, look, back_off }
+        let stage = Pace::default().stage;
+        Self { folder, clock, kms, program, os_images, layouts, look, stage, back_off }
     }
 
     /// An image layout with two images.
@@ -159,7 +163,13 @@ impl Host {
             os_images: vec![self.os_images.clone()],
             capacity: Some(Booking { vcpu: 16, memory_mb: 65_536, disk_gb: 1024, gpus: 0 }),
             ports: ports(),
-            pace: Pace { booting: self.look, up: 2 * self.look, back_off: self.back_off, ..Pace::default() },
+            pace: Pace {
+                stage: self.stage,
+                booting: self.look,
+                up: 2 * self.look,
+                back_off: self.back_off,
+                ..Pace::default()
+            },
             ..QemuConfig::in_data(self.folder.path())
         }
     }

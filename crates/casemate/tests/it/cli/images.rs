@@ -26,10 +26,15 @@ fn container_images_come_and_go_and_say_how_much_room_that_makes() {
     let world = World::empty();
     let digest = layout(&world, "one");
     let data = "--data data";
+    for command in ["list --container", "gc --dry-run", "gc", "rm web:1 --yes"] {
+        let none = world.fails(&format!("images {command} {data}"), 1);
+        assert!(none.contains("there are no container images in data/images"), "{none}");
+        assert!(!world.path().join("data").exists(), "{command} makes no folder");
+    }
     let imported = world.ok(&format!("images import layout --as web:1 {data}"));
     assert_eq!(imported, format!("docker.io/library/web:1  {digest}\n"));
     // The name means another image from now on; the one before may be wanted again for a week.
-    layout(&world, "two");
+    let digest = layout(&world, "two");
     world.ok(&format!("images import layout --as web:1 {data}"));
     assert_eq!(world.ok(&format!("images gc {data}")), "0 bytes freed\n");
     let told = world.json(&format!("images gc --keep 0 --dry-run {data}"));
@@ -39,6 +44,9 @@ fn container_images_come_and_go_and_say_how_much_room_that_makes() {
     assert_eq!(would, format!("{bytes} bytes would be freed\n"));
     assert_eq!(world.ok(&format!("images gc --keep 0 {data}")), format!("{bytes} bytes freed\n"));
     assert_eq!(world.ok(&format!("images gc --keep 0 {data}")), "0 bytes freed\n");
+    let listed = world.json(&format!("images list --container {data}"));
+    assert_eq!(listed[0]["name"], "docker.io/library/web:1");
+    assert_eq!((listed[0]["digest"].as_str(), listed[0]["bytes"].as_u64()), (Some(&*digest), Some(bytes)));
     // What was imported stays until somebody takes it away, who is asked first.
     let asked = world.fails(&format!("images rm web:1 {data}"), 2);
     assert!(asked.contains("--yes"), "{asked}");

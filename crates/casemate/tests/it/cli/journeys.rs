@@ -126,6 +126,13 @@ fn a_failing_update_is_put_back_and_explained() {
     assert!(told.contains(&format!("`casemate ops show {id}`")), "{told}");
     assert!(world.ok(&format!("ops show {id}")).contains("put back by"));
     world.fails(&format!("ops watch {id}"), 1);
+    let booted = "`casemate cvms logs web-1 --channel serial` shows how it booted";
+    assert!(told.contains(booted), "{told}");
+
+    // One that is refused before anything is touched has booted nothing.
+    world.ok("nodes fault sim-1 refuse --once");
+    let told = world.fails("cvms update web-1 --memory 4G", 1);
+    assert!(told.contains("casemate ops show") && !told.contains("--channel serial"), "{told}");
 
     world.ok("nodes fault sim-1 lie");
     world.ok("nodes fault sim-1 --clear");

@@ -34,6 +34,17 @@ pub struct Freed {
     pub names: Vec<String>,
 }
 
+/// An image that has a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// In the one spelling that names have here.
+    pub name: String,
+    /// Of its manifest, or of the list that has it.
+    pub digest: String,
+    /// How large its blobs are that are here. Some may belong to others as well.
+    pub bytes: u64,
+}
+
 /// Is it to be done, or only told?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -127,12 +138,15 @@ impl ImageStore {
             return Err(Error::Refused(format!("no image is called `{name}` here")));
         };
         let removed = index.remove(at);
+        let mut parts = BTreeSet::new();
+        self.reach(&removed.digest, &mut parts);
         self.put_index(index.clone())?;
         let image = self.of_machines(&removed.digest);
         if !index.iter().any(|one| self.of_machines(&one.digest) == image) {
             self.delete(&self.used(&image))?;
         }
-        let freed = self.sweep(self.needed()?.as_ref(), self.used_before(self.rules.keep), Mode::Do)?;
+        let unused_since = self.used_before(self.rules.keep);
+        let freed = self.sweep_of(Some(&parts), self.needed()?.as_ref(), unused_since, Mode::Do)?;
         Ok(Freed { names: [vec![name], freed.names].concat(), ..freed })
     }
 
@@ -270,17 +284,48 @@ impl ImageStore {
         Ok(spare)
     }
 
+    /// The images that have a name here, in the order of their names.
+    ///
+    /// # Errors
+    /// The list cannot be read.
+    pub fn shown(&self) -> Result<Vec<Shown>> {
+        let shown = |(name, digest): (String, String)| {
+            let mut parts = BTreeSet::new();
+            self.reach(&digest, &mut parts);
+            let bytes = parts.iter().filter_map(|part| Some(self.path(part).metadata().ok()?.len())).sum();
+            Shown { name, digest, bytes }
+        };
+        let mut all: Vec<_> = self.list()?.into_iter().map(shown).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
     /// Removes what is not `needed` and nobody has used since. With the lock.
     fn sweep(&self, needed: Option<&BTreeSet<String>>, unused_since: Timestamp, mode: Mode) -> Result<Freed> {
+        self.sweep_of(None, needed, unused_since, mode)
+    }
+
+    /// As [`ImageStore::sweep`], and nothing that is none of `parts`, if there are any, or that belongs to another image.
+    fn sweep_of(
+        &self,
+        parts: Option<&BTreeSet<String>>,
+        needed: Option<&BTreeSet<String>>,
+        unused_since: Timestamp,
+        mode: Mode,
+    ) -> Result<Freed> {
         let Some(mut roots) = needed.cloned() else { return Ok(Freed::default()) };
+        let is_other = |digest: &str| parts.is_some_and(|parts| !parts.contains(digest));
         let uses = self.uses()?;
-        roots.extend(uses.iter().filter(|(_, at)| **at > unused_since).map(|(digest, _)| digest.clone()));
+        let used = uses.iter().filter(|(digest, at)| **at > unused_since || is_other(digest));
+        roots.extend(used.map(|(digest, _)| digest.clone()));
         let mut stays = BTreeSet::new();
         roots.iter().for_each(|root| self.reach(root, &mut stays));
         let (mut index, mut names) = (self.index()?, Vec::new());
         let before = index.len();
         index.retain(|one| {
-            let is_root = roots.contains(&one.digest) || roots.contains(&self.of_machines(&one.digest));
+            let is_root = roots.contains(&one.digest)
+                || roots.contains(&self.of_machines(&one.digest))
+                || is_other(&one.digest);
             match is_root {
                 true => self.reach(&one.digest, &mut stays),
                 false => names.extend(one.annotations.get(REF_NAME).cloned()),
@@ -291,23 +336,30 @@ impl ImageStore {
             self.put_index(index)?;
         }
         let mut freed = Freed { bytes: 0, names };
+        let stays = |digest: &str| stays.contains(digest) || is_other(digest);
         for giver in files(&self.folder.join("from"))? {
             for mark in files(&giver)? {
-                self.sweep_one(&mark, &stays, mode, &mut freed)?;
+                self.sweep_one(&mark, stays, mode, &mut freed)?;
             }
         }
         for folder in ["used", "roots", "blobs/sha256"] {
             for file in files(&self.folder.join(folder))? {
-                self.sweep_one(&file, &stays, mode, &mut freed)?;
+                self.sweep_one(&file, stays, mode, &mut freed)?;
             }
         }
         Ok(freed)
     }
 
-    /// Removes a file if its name has a digest that is none of these.
-    fn sweep_one(&self, file: &Path, stays: &BTreeSet<String>, mode: Mode, freed: &mut Freed) -> Result<()> {
+    /// Removes a file if its name has a digest that does not stay.
+    fn sweep_one(
+        &self,
+        file: &Path,
+        stays: impl Fn(&str) -> bool,
+        mode: Mode,
+        freed: &mut Freed,
+    ) -> Result<()> {
         let digest = named(file);
-        if !is_digest(&digest) || stays.contains(&digest) {
+        if !is_digest(&digest) || stays(&digest) {
             return Ok(());
         }
         let meta = std::fs::symlink_metadata(file)?;

@@ -153,6 +153,25 @@ async fn an_operator_takes_a_name_away_and_gets_the_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_name_that_is_taken_away_takes_nothing_else_with_it() {
+    let (host, _registry) = serve(|_| {}).await;
+    let it = Scene::new();
+    let tagged = reference(&host, ":1");
+    let pulled = it.store.ensure(&tagged, None).await.unwrap();
+    let mine = it.import("mine:1", "mine");
+    // The one that was pulled could go, and was not asked for.
+    it.clock.sleep(8 * DAY).await;
+    let size = it.store.shown().unwrap().iter().find(|one| one.digest == mine).unwrap().bytes;
+    let freed = it.store.remove(&"mine:1".parse().unwrap()).unwrap();
+    assert_eq!(freed.names, ["docker.io/library/mine:1"]);
+    assert!(freed.bytes > 0 && freed.bytes <= size && !it.has(&mine), "{freed:?} of {size}");
+    assert!(it.has(&pulled));
+    let shown = it.store.shown().unwrap();
+    assert_eq!(shown.iter().map(|one| &one.name).collect::<Vec<_>>(), [&tagged.to_string()]);
+    assert_eq!(it.store.collect(Mode::Do).unwrap().names, [tagged.to_string()]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_room_is_wanted_the_oldest_use_goes_first_and_nothing_for_nothing() {
     let it = Scene::new();
     let imported = it.import("imported:1", "imported");

@@ -13,7 +13,7 @@ mod registry;
 mod root;
 mod store;
 
-pub use self::gc::{Freed, Mode, Using};
+pub use self::gc::{Freed, Mode, Shown, Using};
 pub use self::pull::Login;
 pub use self::reference::Reference;
 pub use self::root::UNPACKER;

@@ -9,6 +9,7 @@ use casemate_types::guest::{Ask, ImageRef, Phase};
 
 use super::record::Held;
 use super::slot::{Slot, lost, refuse};
+use super::staging::Progress;
 use super::{Host, accel, boot, command, disk, files, logs, ports, process, qmp, record, stage};
 use crate::driver::fence::{Entry, Stage};
 use crate::driver::{AfterTimeout, At, Error, LastStop, Machine, Result, Stop, Stopped};
@@ -45,7 +46,8 @@ pub(super) async fn stage(
     let mut machine = machine.clone();
     if let Some(held) = slot.held().filter(|held| held.now.meets(&machine)) {
         // What is in force needs nothing from outside: a registry that is away keeps nobody from a restart.
-        if let Ok(disks) = stage::missing(host, slot, &held.now, &BTreeSet::new()).await {
+        if let Ok(disks) = stage::missing(host, slot, &held.now, &BTreeSet::new(), &Progress::default()).await
+        {
             let _turn = slot.turn.lock().await;
             if enter(slot, at, Stage::Staged)? != Entry::Passed {
                 stage::put(slot, disks).await?;
@@ -58,7 +60,22 @@ pub(super) async fn stage(
     }
     host.fits(slot, &machine.spec)?;
     // It may take long, and others are to get in meanwhile.
-    let prepared = stage::prepare(host, slot, &machine).await?;
+    let begin = |progress| {
+        let (host, slot, machine) = (Arc::clone(host), Arc::clone(slot), machine.clone());
+        async move { prepare(&host, &slot, at, &machine, &progress).await }
+    };
+    slot.staging.join(&host.clock, host.config.pace.stage, at, &machine, begin).await
+}
+
+/// The part of a stage that may take long.
+async fn prepare(
+    host: &Arc<Host>,
+    slot: &Slot,
+    at: At,
+    machine: &Machine,
+    progress: &Progress,
+) -> Result<Vec<ImageRef>> {
+    let prepared = stage::prepare(host, slot, machine, progress).await?;
     let _turn = slot.turn.lock().await;
     if enter(slot, at, Stage::Staged)? != Entry::Passed {
         let (ready, _using) = prepared.keep(slot).await?;
@@ -81,7 +98,7 @@ async fn has_room(host: &Host) -> Result<()> {
     }
     match files::free(folder).map_err(lost)? {
         free if free < SPARE => Err(Error::NoRoom(format!(
-            "{} has {free} bytes left, and {SPARE} are needed; make room there (`casemate images gc` removes container images              that nothing needs)",
+            "{} has {free} bytes left, and {SPARE} are needed; make room there (`casemate images gc` removes container images that nothing needs)",
             folder.display()
         ))),
         _ => Ok(()),
@@ -229,7 +246,8 @@ pub(super) async fn apply(host: &Arc<Host>, slot: &Arc<Slot>, at: At, machine: &
     let (ready, _using) = match staged.or(before) {
         Some(ready) => (ready, None),
         None => {
-            let (ready, using) = stage::prepare(host, slot, machine).await?.keep(slot).await?;
+            let (ready, using) =
+                stage::prepare(host, slot, machine, &Progress::default()).await?.keep(slot).await?;
             (ready, Some(using))
         }
     };

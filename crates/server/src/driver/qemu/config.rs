@@ -40,6 +40,8 @@ pub struct QemuConfig {
 /// How often the node looks, and how long it waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
+    /// A stage that takes longer goes on by itself, and whoever asks again hears how far it is.
+    pub stage: Duration,
     /// Between two looks at a booting guest.
     pub booting: Duration,
     /// Between two looks at a guest that is up.
@@ -64,6 +66,8 @@ pub struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self {
+            // Less than callers wait for an answer.
+            stage: Duration::from_secs(10),
             booting: Duration::from_millis(200),
             up: Duration::from_secs(2),
             silent: Duration::from_secs(30),

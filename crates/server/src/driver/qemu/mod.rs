@@ -57,6 +57,7 @@ mod recover;
 mod reserve;
 mod slot;
 mod stage;
+mod staging;
 mod sysinfo;
 #[cfg(test)]
 pub(super) mod tests;

@@ -13,6 +13,7 @@ use super::agent::Agent;
 use super::logs::Kept;
 use super::process::Process;
 use super::record::{Held, Record};
+use super::staging::Staging;
 use super::{calls, files};
 use crate::cvm::spec::{Booking, Spec, sha256};
 use crate::driver::fence::{Entry, Stage};
@@ -28,6 +29,7 @@ pub(super) struct Slot {
     pub(super) agent: Agent,
     /// Whoever changes the machine has it for as long as the change takes. Waiting for a guest is no change.
     pub(super) turn: tokio::sync::Mutex<()>,
+    pub(super) staging: Staging,
     state: Mutex<State>,
 }
 
@@ -59,6 +61,7 @@ impl Slot {
             agent: Agent::new(folder.clone()),
             folder,
             turn: tokio::sync::Mutex::default(),
+            staging: Staging::default(),
             state: Mutex::new(State {
                 record,
                 broken,

@@ -12,6 +12,7 @@ use super::command::ImageDisk;
 use super::config::Accelerator;
 use super::record::{Ready, image_file};
 use super::slot::{Slot, lost, refuse};
+use super::staging::Progress;
 use super::{Host, accel, files};
 use crate::cvm::spec::sha256;
 use crate::driver::images::{self, Login, Reference, Using};
@@ -35,7 +36,12 @@ pub(super) struct Prepared {
 ///
 /// # Errors
 /// What is missing or not understood, by name.
-pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) -> Result<Prepared> {
+pub(super) async fn prepare(
+    host: &Arc<Host>,
+    slot: &Slot,
+    machine: &Machine,
+    progress: &Progress,
+) -> Result<Prepared> {
     let spec = &machine.spec;
     let os_image = host.os_images.get(&spec.image).map_err(Error::Refused)?;
     if sha256(spec.compose.text.as_bytes()) != *spec.compose.hash.as_bytes() {
@@ -51,9 +57,8 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
         guest::check_env(&vars, &document.allowed_envs()).map_err(Error::Refused)?;
     }
     let mut using = host.store.using();
-    let mut here = BTreeSet::new();
     let login = login(&document);
-    let images = images(host, slot, machine, &services, login.as_ref(), &mut using, &mut here).await?;
+    let (images, here) = images(host, slot, machine, &services, login.as_ref(), &mut using, progress).await?;
     let ready = Ready {
         machine: machine.clone(),
         os_image_hash: os_image.facts.os_image_hash,
@@ -67,7 +72,7 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
             guest::MAX_IMAGES
         ));
     }
-    let disks = missing(host, slot, &ready, &here).await?;
+    let disks = missing(host, slot, &ready, &here, progress).await?;
     let prepared = Prepared { ready, disks, using };
     if accel::decide(host).await == Accelerator::Tcg {
         prepared.is_verified_in_time(slot, host.config.pace.emulated_images)?;
@@ -75,8 +80,8 @@ pub(super) async fn prepare(host: &Arc<Host>, slot: &Slot, machine: &Machine) ->
     Ok(prepared)
 }
 
-/// What the images of the services mean; they are in the store afterwards, or in the machine's folder already. Disks that were
-/// found whole there are added to `here`.
+/// What the images of the services mean; they are in the store afterwards, or in the machine's folder already. And the disks that
+/// were found whole there.
 async fn images(
     host: &Host,
     slot: &Slot,
@@ -84,9 +89,9 @@ async fn images(
     services: &[ServiceSpec],
     login: Option<&Login>,
     using: &mut Using,
-    here: &mut BTreeSet<String>,
-) -> Result<Vec<ImageRef>> {
-    let mut images = Vec::<ImageRef>::new();
+    progress: &Progress,
+) -> Result<(Vec<ImageRef>, BTreeSet<String>)> {
+    let (mut images, mut here) = (Vec::<ImageRef>::new(), BTreeSet::new());
     for service in services {
         if images.iter().any(|known| known.reference == service.image) {
             continue;
@@ -95,10 +100,11 @@ async fn images(
         let reference: Reference = service.image.parse().map_err(|why| Error::Refused(of_service(why)))?;
         let settled = machine.images.iter().find(|settled| settled.reference == service.image);
         images.push(match settled {
-            Some(settled) if is_here(host, slot, settled, here).await => settled.clone(),
+            Some(settled) if is_here(host, slot, settled, &mut here).await => settled.clone(),
             _ => {
                 let digest = settled.map(|settled| settled.digest.clone()).or(reference.digest.clone());
                 let reference = Reference { digest, ..reference };
+                progress.is(format!("pulls image `{}`", service.image));
                 let digest = fetch(host, using, &reference, login)
                     .await
                     .map_err(of_service)
@@ -107,7 +113,7 @@ async fn images(
             }
         });
     }
-    Ok(images)
+    Ok((images, here))
 }
 
 /// Was this machine given the image before, and can it have it now? That needs no registry, unless the disk is damaged and the
@@ -173,7 +179,7 @@ impl Prepared {
 
 /// Puts the disks of a configuration's images in their place again, if one is gone or damaged. In the machine's turn.
 pub(super) async fn restore(host: &Host, slot: &Slot, ready: &Ready) -> Result<()> {
-    put(slot, missing(host, slot, ready, &BTreeSet::new()).await?).await
+    put(slot, missing(host, slot, ready, &BTreeSet::new(), &Progress::default()).await?).await
 }
 
 /// Puts disks in their place, whatever is there. In the machine's turn.
@@ -192,6 +198,7 @@ pub(super) async fn missing(
     slot: &Slot,
     ready: &Ready,
     here: &BTreeSet<String>,
+    progress: &Progress,
 ) -> Result<Vec<(String, TempPath)>> {
     let mut disks = Vec::new();
     for ImageDisk { serial, file } in ready.disks() {
@@ -201,6 +208,7 @@ pub(super) async fn missing(
         if here.contains(&file) || (files::is_there(&place) && images::is_whole(&place).await) {
             continue;
         }
+        progress.is(format!("unpacks image `{}`", image.reference));
         match host.store.disk(image).await {
             Ok(disk) => disks.push((file, disk)),
             Err(images::Error::Refused(why)) => return Err(Error::Refused(why)),

@@ -180,7 +180,7 @@ async fn what_is_staged_stays_in_the_store_until_the_machine_has_it_in_its_recor
     create(&rig, &rig.machine(1)).await.unwrap();
     let host = &rig.qemu().host;
     let slot = host.slot(VM);
-    let prepared = stage::prepare(host, &slot, &rig.machine(2)).await.unwrap();
+    let prepared = stage::prepare(host, &slot, &rig.machine(2), &staging::Progress::default()).await.unwrap();
     host.store.remove(&"web:2".parse().unwrap()).unwrap();
     let (ready, using) = prepared.keep(&slot).await.unwrap();
     host.store.collect(images::Mode::Do).unwrap();
