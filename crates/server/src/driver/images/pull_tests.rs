@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -133,8 +133,14 @@ async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Resp
 }
 
 fn endless() -> impl futures_util::Stream<Item = std::io::Result<Vec<u8>>> {
-    futures_util::stream::repeat_with(|| Ok(vec![0_u8; 1 << 16]))
+    futures_util::stream::repeat_with(|| {
+        GIVEN.fetch_add(1 << 16, Ordering::SeqCst);
+        Ok(vec![0_u8; 1 << 16])
+    })
 }
+
+/// How many bytes were given of what has no end.
+static GIVEN: AtomicUsize = AtomicUsize::new(0);
 
 /// A registry with the image `web:1`, changed as wanted; its host.
 pub(super) async fn serve(change: impl FnOnce(&mut Registry)) -> (String, Arc<Registry>) {
@@ -436,6 +442,7 @@ async fn a_registry_with_too_many_requests_is_left_alone_for_as_long_as_it_says(
 
 #[tokio::test]
 async fn a_document_without_an_end_is_refused() {
+    let given = || GIVEN.load(Ordering::SeqCst);
     for (part, nameless) in [("/manifests/", false), ("/manifests/", true), ("/token", false)] {
         let (host, registry) = serve(|registry| {
             registry.flood = Mutex::new(Some(part));
@@ -448,6 +455,7 @@ async fn a_document_without_an_end_is_refused() {
         let (store, _folder) = store();
         let got = store.ensure(&reference(&host, ":1"), Some(&login(&host))).await;
         let told = "answers with a document of more than ";
+        assert!(given() < 64 << 20, "{} bytes were read", given());
         assert!(matches!(&got, Err(Error::Refused(why)) if why.contains(told)), "{got:?}");
     }
 }

@@ -387,10 +387,15 @@ async fn one_image_at_a_time_is_unpacked_and_what_is_there_waits_for_none() {
     drop(store.disk(&one).await.unwrap());
     let elsewhere = store.unpacking.lock().await;
     let mut waits = Box::pin(store.disk(&two));
-    assert!(futures_util::poll!(&mut waits).is_pending());
+    let others = std::sync::Arc::strong_count(&store.unpacking);
+    while std::sync::Arc::strong_count(&store.unpacking) == others {
+        assert!(futures_util::poll!(&mut waits).is_pending(), "it has not waited for its turn");
+        tokio::task::yield_now().await;
+    }
     drop(store.disk(&one).await.unwrap());
     assert!(futures_util::poll!(&mut waits).is_pending());
     assert_eq!(std::fs::read_dir(folder.path().join("store/roots")).unwrap().count(), 1);
     drop(elsewhere);
+    assert!(store.unpacking.try_lock().is_err(), "it is the turn of who has waited");
     drop(waits.await.unwrap());
 }
