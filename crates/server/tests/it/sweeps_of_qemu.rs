@@ -642,6 +642,7 @@ fn what_a_revision_runs_is_settled_by_its_stage_and_never_changes() {
             runs
         };
         let with = |memory: u32, user_config: &str| CvmPatch {
+            docker_compose_file: Sparse::Value(format!("{}# with {memory} MB\n", compose("web:1"))),
             memory: Sparse::Value(memory),
             user_config: Sparse::Value(user_config.into()),
             ..CvmPatch::default()
@@ -653,7 +654,7 @@ fn what_a_revision_runs_is_settled_by_its_stage_and_never_changes() {
         assert_eq!(ends(Kind::Restart, "succeeded").await, first);
         life.update(&cvm, with(2064, "")).await;
         let second = ends(Kind::Update, "succeeded").await;
-        assert_ne!(second, first, "an update looks at what the tag means");
+        assert_ne!(second, first, "an update of the compose file looks at what the tag means");
         // Its image is another one again, and what is put back is not.
         life.update(&cvm, with(2080, fake::FAILS)).await;
         assert_eq!(ends(Kind::PutBack, "succeeded").await, second);
