@@ -5,7 +5,7 @@
 //! find a difference.
 //!
 //! The disk has the image's files, unpacked, in `root/`, and in `image/` what ties them to the image's digest: its manifest, its
-//! configuration, and for each layer a [skeleton](skeleton), which is the layer without the contents that are in `root/` anyway. Put
+//! configuration, and for each layer a [skeleton], which is the layer without the contents that are in `root/` anyway. Put
 //! together again, a layer hashes to what the configuration names, the configuration to what the manifest names, and the manifest
 //! to the digest.
 //!
